@@ -74,10 +74,10 @@ bench: install  ## time and memory beside plain PyTorch and torch.compile; resul
 test: lint docs doctest sanitize pytest  ## everything CI asks for
 
 pytest: install
-	$(BIN)/python -m pytest -p no:benchmark -n $(JOBS)
+	$(BIN)/python -m pytest -p no:benchmark -n $(JOBS) --dist loadgroup
 
 fuzz: install  ## a million random cases against the oracle
-	FASTMMD_FUZZ_CASES=1000000 $(BIN)/python -m pytest -p no:benchmark -n $(JOBS) tests/test_fuzz.py
+	FASTMMD_FUZZ_CASES=1000000 $(BIN)/python -m pytest -p no:benchmark -n $(JOBS) --dist loadgroup tests/test_fuzz.py
 
 lint: install  ## ruff, mypy, clang-format; changes nothing
 	$(BIN)/ruff check $(PY_DIRS)

@@ -14,7 +14,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of published data sets. Where it is named it must be there: no test may skip then."""
+    """Published data sets. Where their folder is named it must be there: no test may skip then."""
     folder = os.environ.get("FASTMMD_TEST_DATA")
     if not folder:
         pytest.skip("FASTMMD_TEST_DATA does not name the folder of published data sets")

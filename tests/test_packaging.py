@@ -1,4 +1,4 @@
-"""What is shipped: the source archive, the wheel, the object code in it, and what importing it costs."""
+"""What is shipped: the source archive, the wheel, the object code in it, and what it imports."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,12 @@ import fastmmd
 
 SOURCES = ["CMakeLists.txt", "LICENSE", "README.md", "cmake", "csrc", "fastmmd", "pyproject.toml"]
 ISAS = ["baseline", "avx2", "avx512"] if os.uname().machine == "x86_64" else ["baseline"]
+
+
+def builds(test: Callable[..., None]) -> Callable[..., None]:
+    """In one worker, so that one build serves all of them."""
+    return pytest.mark.build(pytest.mark.xdist_group("build")(test))
+
 
 # Prints the libgomp copies mapped once both libraries have run something on their threads.
 ONE_POOL = """
@@ -82,7 +89,8 @@ def repaired(build: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("repaired")
     tools = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
     run(
-        sys.executable, "-m", "auditwheel", "repair", "--exclude", "libgomp.so.1", "-w", out, build[0],
+        sys.executable, "-m", "auditwheel", "repair", "--exclude", "libgomp.so.1",
+        "-w", out, build[0],
         env={**os.environ, "PATH": tools},
     )  # fmt: skip
     (wheel,) = out.glob("*.whl")
@@ -95,7 +103,7 @@ def wheel_metadata(wheel: Path) -> email.message.Message:
         return email.message_from_bytes(archive.read(name))
 
 
-# --- the package as it is installed here -----------------------------------------------------------
+# --- the package as it is installed here ---------------------------------------------------------
 
 
 def test_version_has_one_source(repository: Path) -> None:
@@ -130,7 +138,7 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before})
     assert not third_party
 
 
-# --- the sources -----------------------------------------------------------------------------------
+# --- the sources ---------------------------------------------------------------------------------
 
 
 def includes(repository: Path) -> list[tuple[Path, str]]:
@@ -175,10 +183,10 @@ def test_cuda_switch_fails_by_name(
     assert message in output
 
 
-# --- what is built from them -----------------------------------------------------------------------
+# --- what is built from them ---------------------------------------------------------------------
 
 
-@pytest.mark.build
+@builds
 def test_sdist_holds_what_a_build_needs_and_no_more(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {Path(n).relative_to(Path(n).parts[0]) for n in archive.getnames()}
@@ -188,7 +196,7 @@ def test_sdist_holds_what_a_build_needs_and_no_more(sdist: Path) -> None:
     assert not [n for n in names if n.suffix in {".so", ".o", ".npz", ".npy", ".pyc"}]
 
 
-@pytest.mark.build
+@builds
 def test_isolated_wheel_needs_no_torch(build: tuple[Path, Path, str]) -> None:
     wheel, _, log = build
     installed = re.findall(r"Successfully installed (.+)", log)
@@ -207,9 +215,9 @@ def test_isolated_wheel_needs_no_torch(build: tuple[Path, Path, str]) -> None:
     assert bool(cuda) == ("fastmmd: CUDA module not built" not in log)
 
 
-@pytest.mark.build
+@builds
 def test_each_instruction_set_keeps_to_itself(build: tuple[Path, Path, str]) -> None:
-    """A weak symbol of an AVX object may replace the baseline's at link time, and then kills an old processor."""
+    """A weak symbol of an AVX object may replace the baseline's, and then kills an old processor."""
     for isa in ISAS:
         (tile,) = (build[1] / "CMakeFiles" / f"fastmmd_tile_{isa}.dir").rglob("*.o")
         defined = [
@@ -229,7 +237,7 @@ def test_each_instruction_set_keeps_to_itself(build: tuple[Path, Path, str]) -> 
         assert not re.search(r"%[yz]mm", run("objdump", "-d", path)), path
 
 
-@pytest.mark.build
+@builds
 def test_core_has_no_symbol_of_python_or_torch(build: tuple[Path, Path, str]) -> None:
     (core,) = build[1].rglob("libfastmmd_core.a")
     undefined = re.findall(r" U (.+)", run("nm", "--undefined-only", "--demangle", core))
@@ -237,7 +245,7 @@ def test_core_has_no_symbol_of_python_or_torch(build: tuple[Path, Path, str]) ->
     assert not [s for s in undefined if re.match(r"_?Py|at::|c10::|torch::", s)]
 
 
-@pytest.mark.build
+@builds
 @pytest.mark.skipif(
     not torch_has_plain_libgomp(), reason="this torch hashes the name of its libgomp"
 )
@@ -267,7 +275,7 @@ def test_repaired_wheel_shares_the_pool_of_torch(repaired: Path, tmp_path: Path)
     assert Path(torch.__file__).parent in libraries[0].parents
 
 
-@pytest.mark.build
+@builds
 def test_readme_examples_run(repository: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
     assert blocks
@@ -275,7 +283,7 @@ def test_readme_examples_run(repository: Path, tmp_path: Path) -> None:
         run(sys.executable, "-c", block, cwd=tmp_path)
 
 
-@pytest.mark.build
+@builds
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_its_targets(repository: Path) -> None:
     targets = run("make", "help", cwd=repository)
