@@ -217,7 +217,7 @@ def test_isolated_wheel_needs_no_torch(build: tuple[Path, Path, str]) -> None:
 
 @builds
 def test_each_instruction_set_keeps_to_itself(build: tuple[Path, Path, str]) -> None:
-    """A weak symbol of an AVX object may replace the baseline's, and then kills an old processor."""
+    """A weak symbol of an AVX object may replace that of the baseline: old processors die of it."""
     for isa in ISAS:
         (tile,) = (build[1] / "CMakeFiles" / f"fastmmd_tile_{isa}.dir").rglob("*.o")
         defined = [
