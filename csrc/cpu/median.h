@@ -1,0 +1,149 @@
+// The exact lower median of |z_i - z_j|^2 over i < j, without storing the N (N - 1) / 2 values.
+//
+// Non-negative floating-point numbers order as their bit patterns do. A pass over the tiles counts
+// how many distances fall into each of `bins` equal ranges of bit patterns and so narrows the
+// range that holds the wanted rank, until the candidates left are few enough to collect and select
+// from. Counts are integers: the result does not depend on threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/team.h"
+#include "cpu/tile.h"
+
+namespace fastmmd::cpu {
+
+template <class T>
+class Median {
+ public:
+  using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  static constexpr int bins = 2048;
+
+  // Scratch of one thread. At the end the bins of rank 0 hold the candidates.
+  struct Counts {
+    int64_t below;
+    int64_t bin[bins];
+  };
+  static constexpr int64_t capacity = int64_t(sizeof(int64_t)) * bins / int64_t(sizeof(T));
+
+  // Every rank of the team calls this and gets the answer; NaN if any distance is NaN.
+  template <class BlockAt, class CountsAt>
+  double run(Team& team, int rank, const TileKernels<T>& kernels, const Plan<T>& plan,
+             int64_t blocks, const Scratch<T>& scratch, const BlockAt& block_at,
+             const CountsAt& counts_at) {
+    if (rank == 0) start(blocks, block_at, counts_at(0));
+    team.barrier();
+    while (!done_) {
+      Counts& counts = counts_at(rank);
+      const bool collect = wanted_ <= capacity;
+      if (!collect) counts = Counts{};
+      const int shift = shift_;
+      const Key low = low_, high = high_;
+      int64_t index, I = 0, begin = 0;  // tile number `begin` is (I, I)
+      while (team.go_on(rank) && (index = next_.fetch_add(1)) < blocks * (blocks + 1) / 2) {
+        while (index - begin >= blocks - I) begin += blocks - I++;
+        const Block a = block_at(I), b = block_at(I + index - begin);
+        kernels.distances(plan, a, b, scratch);
+        const int64_t ld = int64_t(b.vectors) * plan.lanes;
+        for (int64_t i = 0; i < a.rows; ++i)
+          for (int64_t j = a.row == b.row ? i + 1 : 0; j < b.rows; ++j) {
+            const T D = scratch.tile[i * ld + j];
+            const Key key = bits(D);
+            if (D != D) {
+              undefined_.store(true, std::memory_order_relaxed);
+            } else if (key < low) {
+              counts.below += !collect;
+            } else if (key <= high) {
+              if (collect) candidates_[found_.fetch_add(1)] = D;
+              else ++counts.bin[(key - low) >> shift];
+            }
+          }
+      }
+      team.barrier();
+      if (rank == 0) {
+        next_.store(0);
+        if (undefined_.load() || team.stopped()) {
+          finish(std::numeric_limits<T>::quiet_NaN());
+        } else if (collect) {
+          T* wanted = candidates_ + rank_ - below_;
+          std::nth_element(candidates_, wanted, candidates_ + found_.load());
+          finish(*wanted);
+        } else {
+          for (int r = 1; r < team.size(); ++r) add(counts, counts_at(r));
+          narrow(counts);
+        }
+      }
+      team.barrier();
+    }
+    return answer_;
+  }
+
+ private:
+  static Key bits(T D) {
+    D = D + T(0);  // -0 becomes 0
+    Key key;
+    std::memcpy(&key, &D, sizeof key);
+    return key;
+  }
+
+  static void add(Counts& to, const Counts& from) {
+    to.below += from.below;
+    for (int b = 0; b < bins; ++b) to.bin[b] += from.bin[b];
+  }
+
+  template <class BlockAt>
+  void start(int64_t blocks, const BlockAt& block_at, Counts& candidates) {
+    int64_t rows = 0;
+    for (int64_t b = 0; b < blocks; ++b) rows += block_at(b).rows;
+    wanted_ = rows * (rows - 1) / 2;
+    rank_ = (wanted_ - 1) / 2;
+    candidates_ = reinterpret_cast<T*>(candidates.bin);
+    set_range(0, bits(std::numeric_limits<T>::infinity()));
+  }
+
+  void set_range(Key low, Key high) {
+    low_ = low;
+    high_ = high;
+    shift_ = 0;
+    while (((high - low) >> shift_) >= Key(bins)) ++shift_;
+  }
+
+  // Keeps the bin that holds the wanted rank.
+  void narrow(const Counts& counts) {
+    below_ = counts.below;
+    Key b = 0;
+    while (below_ + counts.bin[b] <= rank_) below_ += counts.bin[b++];
+    wanted_ = counts.bin[b];
+    const Key low = low_ + (b << shift_);
+    const Key last = low + ((Key(1) << shift_) - 1);
+    set_range(low, last < high_ ? last : high_);
+    if (low_ == high_) {
+      T value;
+      std::memcpy(&value, &low_, sizeof value);
+      finish(value);
+    }
+  }
+
+  void finish(T value) {
+    answer_ = double(value);
+    done_ = true;
+  }
+
+  Key low_ = 0, high_ = 0;  // bit patterns between which the wanted distance lies
+  int shift_ = 0;
+  int64_t rank_ = 0;    // of the wanted distance, counted from 0
+  int64_t below_ = 0;   // distances below low_
+  int64_t wanted_ = 0;  // distances in [low_, high_]
+  bool done_ = false;
+  double answer_ = 0;
+  T* candidates_ = nullptr;
+  std::atomic<bool> undefined_{false};
+  std::atomic<int64_t> next_{0}, found_{0};
+};
+
+}  // namespace fastmmd::cpu

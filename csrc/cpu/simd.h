@@ -1,0 +1,158 @@
+// SIMD vectors of the instruction set that this translation unit is compiled for, as GCC and Clang
+// vector extensions, with the few functions that those lack.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace fastmmd::cpu::FASTMMD_ISA {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+constexpr int tile_rows = 8, tile_vectors = 3;  // 24 accumulators + 3 operands of 32 registers
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+constexpr int tile_rows = 4, tile_vectors = 3;  // 12 accumulators + 3 operands + 1 of 16 registers
+#else
+constexpr int vector_bytes = 16;
+constexpr int tile_rows = 4, tile_vectors = 2;  // 8 accumulators + 2 operands + products of 16
+#endif
+
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+  using type = int32_t;
+};
+template <>
+struct Bits<double> {
+  using type = int64_t;
+};
+
+template <class T>
+struct Simd {
+  static constexpr int lanes = vector_bytes / int(sizeof(T));
+  typedef T V __attribute__((vector_size(vector_bytes)));
+  typedef typename Bits<T>::type I __attribute__((vector_size(vector_bytes)));
+
+  static FASTMMD_INLINE V load(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static FASTMMD_INLINE void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
+  static FASTMMD_INLINE V broadcast(T s) { return V{} + s; }
+  static FASTMMD_INLINE V min(V a, V b) { return a < b ? a : b; }
+  // NaN stays NaN.
+  static FASTMMD_INLINE V clamp_below(V v, T low) { return v < low ? broadcast(low) : v; }
+
+  static FASTMMD_INLINE T sum(V v) {
+    T lane[lanes];
+    store(lane, v);
+    for (int width = lanes / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
+  }
+
+  static FASTMMD_INLINE bool any_negative(V v) {
+#if defined(__AVX512DQ__)
+    if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask((__m512i)v) != 0;
+    else return _mm512_movepi64_mask((__m512i)v) != 0;
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)v) != 0;
+    else return _mm256_movemask_pd((__m256d)v) != 0;
+#else
+    T lane[lanes];
+    store(lane, v);
+    bool any = false;
+    for (int i = 0; i < lanes; ++i) any |= lane[i] < 0;
+    return any;
+#endif
+  }
+
+  static FASTMMD_INLINE V sqrt(V v) {
+#if defined(__AVX512F__)
+    // The masked forms: GCC 12 warns of an uninitialised value inside the plain ones.
+    if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+    else return (V)_mm512_maskz_sqrt_pd(0xff, (__m512d)v);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return (V)_mm256_sqrt_ps((__m256)v);
+    else return (V)_mm256_sqrt_pd((__m256d)v);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) return (V)_mm_sqrt_ps((__m128)v);
+    else return (V)_mm_sqrt_pd((__m128d)v);
+#else
+    for (int i = 0; i < lanes; ++i) v[i] = sizeof(T) == 4 ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
+    return v;
+#endif
+  }
+
+  // num / den where den > 0, else 0; NaN in either stays NaN.
+  static FASTMMD_INLINE V over_positive(V num, V den) {
+    return den == 0 ? V{} : num / den;
+  }
+
+  // exp(x) for x <= 0, relative error about one unit in the last place; exp(0) = 1 exactly.
+  //
+  // x = n ln 2 + r with |r| <= ln(2) / 2, e^r = 1 + r + r^2 Q(r) with Q the minimax polynomial for
+  // the relative error, and 2^n by integer addition to the exponent. Arguments are clamped where
+  // 2^n would leave the normal range: exp(-87) stands for everything smaller, and further squares
+  // of it flush to zero.
+  static FASTMMD_INLINE V exp(V x) {
+    if constexpr (sizeof(T) == 4) {
+      constexpr T magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+      x = clamp_below(x, -87.0f);
+      V shifted = x * 1.44269504f + magic;
+      V n = shifted - magic;
+      V r = x - n * 0.693359375f;  // few bits, so that n times it is exact
+      r = r + n * 2.12194440e-4f;
+      V q = r * 0.00138145986467f + 0.00836871687973f;
+      q = q * r + 0.0416683880453f;
+      q = q * r + 0.166665206317f;
+      q = q * r + 0.499999934478f;
+      V p = (q * r) * r + r + T(1);
+      return (V)((I)p + ((I)shifted << 23));
+    } else {
+      constexpr T magic = 6755399441055744.0;  // 1.5 * 2^52
+      x = clamp_below(x, -708.0);
+      V shifted = x * 1.4426950408889634 + magic;
+      V n = shifted - magic;
+      V r = x - n * 0.693147180369123816490;
+      r = r - n * 1.90821492927058770002e-10;
+      V q = r * 2.5000061602835666699e-8 + 2.7630248379211443975e-7;
+      q = q * r + 2.7557586373840163694e-6;
+      q = q * r + 0.000024801493098906550659;
+      q = q * r + 0.00019841269506695787687653;
+      q = q * r + 0.0013888888943630112946;
+      q = q * r + 0.0083333333334944616641;
+      q = q * r + 0.04166666666653015859;
+      q = q * r + 0.16666666666666412523;
+      q = q * r + 0.50000000000000106271;
+      V p = (q * r) * r + r + T(1);
+      return (V)((I)p + ((I)shifted << 52));
+    }
+  }
+};
+
+// Results that become subnormal cost a hundred cycles each on some processors and carry nothing:
+// they are flushed to zero while this object lives.
+class FlushSubnormals {
+ public:
+#if defined(__SSE2__)
+  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushSubnormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#else
+  FlushSubnormals() {}
+#endif
+};
+
+}  // namespace fastmmd::cpu::FASTMMD_ISA

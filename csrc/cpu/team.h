@@ -1,0 +1,165 @@
+// A team of threads that runs one function, with barriers and an order of tasks that needs no lock.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+#if defined(FASTMMD_STD_THREADS)  // ThreadSanitizer cannot see into an OpenMP runtime
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include <sched.h>
+
+namespace fastmmd::cpu {
+
+// True in a process forked from one that had loaded this library. Thread pools do not survive a
+// fork: the child that uses one hangs, so it runs on one thread (with the same results).
+bool forked();
+
+class Wait {  // spins, then yields: the machine may have fewer free cores than threads
+ public:
+  void once() {
+    if (++spins_ < 2048) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    } else {
+      sched_yield();
+    }
+  }
+
+ private:
+  int spins_ = 0;
+};
+
+class Team {
+ public:
+  Team(bool (*interrupted)(void*), void* context)
+      : interrupted_(interrupted), context_(context), asked_(Clock::now()) {}
+
+  int size() const { return size_; }
+  bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
+
+  void barrier() {
+    if (size_ == 1) return;
+    const int phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (Wait wait; phase_.load(std::memory_order_acquire) == phase;) wait.once();
+  }
+
+  // Asks the caller, a few times a second and on its own thread, whether to go on.
+  bool go_on(int rank) {
+    if (rank == 0 && interrupted_ && Clock::now() - asked_ > std::chrono::milliseconds(100)) {
+      if (interrupted_(context_)) stopped_.store(true, std::memory_order_relaxed);
+      asked_ = Clock::now();
+    }
+    return !stopped();
+  }
+
+  // Runs body(rank) on up to `threads` threads, rank 0 on the caller's.
+  template <class Body>
+  void run(int threads, const Body& body) {
+    if (threads <= 1 || forked()) {
+      size_ = 1;
+      return body(0);
+    }
+#if defined(FASTMMD_STD_THREADS)
+    size_ = threads;
+    std::vector<std::thread> others;
+    for (int rank = 1; rank < threads; ++rank) others.emplace_back([&, rank] { body(rank); });
+    body(0);
+    for (std::thread& other : others) other.join();
+#elif defined(_OPENMP)
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+      size_ = omp_get_num_threads();
+      body(omp_get_thread_num());
+    }
+#else
+    size_ = 1;
+    body(0);
+#endif
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool (*interrupted_)(void*);
+  void* context_;
+  Clock::time_point asked_;
+  int size_ = 1;
+  std::atomic<bool> stopped_{false};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> phase_{0};
+};
+
+// All pairs (I, J), I <= J, of `blocks` blocks as a round-robin tournament: round 0 holds the pairs
+// (I, I), and every block plays once in each later round (one of them rests if their number is
+// odd). A pair runs when both of its blocks have finished the rounds before. So what is added up
+// per block is added in one order, whatever the number of threads, with no lock.
+class Tournament {
+ public:
+  explicit Tournament(int64_t blocks) : blocks_(blocks), even_(blocks + blocks % 2) {}
+
+  int64_t games() const { return blocks_ + (even_ - 1) * (even_ / 2); }
+
+  struct Game {
+    int64_t round, first, second;
+    bool rest;  // `second` does not exist: nothing to do but to note that the round is over
+  };
+
+  Game game(int64_t index) const {
+    if (index < blocks_) return {0, index, index, false};
+    const int64_t round = 1 + (index - blocks_) / (even_ / 2);
+    const int64_t seat = (index - blocks_) % (even_ / 2);
+    const int64_t ring = even_ - 1;  // block `ring` stays, the others move round it
+    int64_t a = (round - 1 + seat) % ring;
+    int64_t b = seat ? (round - 1 + ring - seat) % ring : ring;
+    if (a > b) {
+      const int64_t t = a;
+      a = b;
+      b = t;
+    }
+    return {round, a, b, b >= blocks_};
+  }
+
+  // Plays all games with the team: play(I, J). `rounds` [blocks] and `next` start at zero.
+  template <class Play>
+  void run(Team& team, int rank, std::atomic<int64_t>& next, std::atomic<int64_t>* rounds,
+           const Play& play) const {
+    while (team.go_on(rank)) {
+      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= games()) return;
+      const Game g = game(index);
+      // Games are handed out in order, so whoever is waited for is already running.
+      if (!wait(team, rounds[g.first], g.round)) return;
+      if (g.rest) {
+        rounds[g.first].store(g.round + 1, std::memory_order_release);
+        continue;
+      }
+      if (!wait(team, rounds[g.second], g.round)) return;
+      play(g.first, g.second);
+      rounds[g.first].store(g.round + 1, std::memory_order_release);
+      if (g.second != g.first) rounds[g.second].store(g.round + 1, std::memory_order_release);
+    }
+  }
+
+ private:
+  static bool wait(const Team& team, const std::atomic<int64_t>& finished, int64_t round) {
+    for (Wait w; finished.load(std::memory_order_acquire) != round; w.once())
+      if (team.stopped()) return false;
+    return true;
+  }
+
+  int64_t blocks_, even_;
+};
+
+}  // namespace fastmmd::cpu
