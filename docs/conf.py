@@ -32,6 +32,8 @@ napoleon_use_rtype = False
 doctest_global_setup = """
 import torch
 import fastmmd as fm
-from fastmmd import Energy, Gaussian, Laplacian, MMDLoss, mmd2
+from torch import nn
+from fastmmd import *
+from fastmmd.train import *
 torch.manual_seed(0)
 """
