@@ -27,7 +27,7 @@ BUILD_REQUIRES := scikit-build-core pybind11 ninja $(if $(shell command -v cmake
 INSTALL := $(PIP) install -q -c constraints.txt --no-build-isolation \
 	-C build-dir=build/editable -C cmake.define.FASTMMD_CUDA=$(CUDA)
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PY_DIRS := fastmmd tests benchmarks docs
 
 .PHONY: help
