@@ -10,6 +10,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("runtime_version", &fastmmd::cuda::runtime_version,
         "CUDA version this module was built with, in the same form.");
   m.def("device_count", &fastmmd::cuda::device_count, "Number of usable CUDA devices.");
-  m.def("architectures", [] { return FASTMMD_CUDA_ARCHS; },
-        "Architectures this module holds code for, e.g. \"80 90a 120-ptx\".");
+  m.def(
+      "architectures", [] { return FASTMMD_CUDA_ARCHS; },
+      "Architectures this module holds code for, e.g. \"80 90a 120-ptx\".");
 }
