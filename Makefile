@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # only what it touches. A machine without CMake gets it from the registry.
 BUILD_REQUIRES := scikit-build-core pybind11 ninja $(if $(shell command -v cmake),,cmake)
 INSTALL := $(PIP) install -q -c constraints.txt --no-build-isolation \
-	-C build-dir=build/editable -C cmake.define.FASTMMD_CUDA=$(CUDA)
+	--config-settings=build-dir=build/editable --config-settings=cmake.define.FASTMMD_CUDA=$(CUDA)
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PY_DIRS := fastmmd tests benchmarks docs

@@ -80,7 +80,7 @@ def build(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     out = tmp_path_factory.mktemp("wheel")
     log = run(
         sys.executable, "-m", "pip", "wheel", sdist, "--no-deps", "-v", "-w", out,
-        "-C", f"build-dir={out / 'build'}", cwd=out, stderr=subprocess.STDOUT,
+        f"--config-settings=build-dir={out / 'build'}", cwd=out, stderr=subprocess.STDOUT,
     )  # fmt: skip
     (wheel,) = out.glob("*.whl")
     return wheel, out / "build", log
