@@ -48,7 +48,8 @@ struct Gaussian {  // phi(t) = exp(-t)
   static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
     V e = Math::exp(-s.rate * D);
     k += s.weight[0] * e;
-    for (int q = 1; q < s.length; ++q) {
+    for (int q = 1; q < max_chain; ++q) {
+      if (q == s.length) break;
       e *= e;
       k += s.weight[q] * e;
     }
@@ -59,7 +60,8 @@ struct Gaussian {  // phi(t) = exp(-t)
     V e = Math::exp(-s.rate * D);
     k += s.weight[0] * e;
     dk += s.slope[0] * e;
-    for (int q = 1; q < s.length; ++q) {
+    for (int q = 1; q < max_chain; ++q) {
+      if (q == s.length) break;
       e *= e;
       k += s.weight[q] * e;
       dk += s.slope[q] * e;
@@ -99,7 +101,7 @@ struct Laplacian {  // phi(t) = exp(-sqrt(t)), that is exp(-r / s) with c = 1 / 
     V e = Math::exp(-s.rate * r);
     v_w[s.term[0]] += a * e;
     // D phi'(c D) = -r exp(-sqrt(c) r) / (2 sqrt(c))
-    v_c[s.term[0]] -= Math::over_positive(a * e * r, V{} + 2 * s.rate);
+    v_c[s.term[0]] -= Math::over_positive(a * e * r, 2 * s.rate - V{});
   }
 
   static double slope_factor(double c) { return -0.5 * __builtin_sqrt(c); }
@@ -115,14 +117,14 @@ struct Energy {  // phi(t) = -sqrt(t)
   static FASTMMD_INLINE void grad(V D, const Segment<T>& s, V& k, V& dk) {
     V r = Math::sqrt(D);
     k -= (s.weight[0] * s.rate) * r;
-    dk += Math::over_positive(V{} + s.slope[0], r);
+    dk += Math::over_positive(s.slope[0] - V{}, r);
   }
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
     V r = Math::sqrt(D);
     v_w[s.term[0]] -= a * s.rate * r;
-    v_c[s.term[0]] -= Math::over_positive(a * r, V{} + 2 * s.rate);
+    v_c[s.term[0]] -= Math::over_positive(a * r, 2 * s.rate - V{});
   }
 
   static double slope_factor(double c) { return -0.5 * __builtin_sqrt(c); }

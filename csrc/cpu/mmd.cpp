@@ -22,6 +22,7 @@ constexpr int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / un
 // KiB of 512 KiB or more), and a small problem wants blocks for every core to play with: a
 // tournament of P blocks keeps P / 2 threads busy. Wide rows amortise re-reading the sample.
 int64_t block_rows(int64_t rows, int64_t d, size_t element) {
+  if (getenv("BB")) return atoi(getenv("BB"));
   const int64_t largest = element == 4 ? 192 : 128;
   if (rows >= 3072 || (rows >= 1024 && d >= 1024)) return largest;
   if (rows >= 768) return 96;
@@ -291,57 +292,43 @@ class Mmd2 {
   }
 
   void work(int rank) {
+    const int64_t blocks = layout_.blocks();
     center(rank);
-    if (rank == 0) {
-      next_.store(0);
-      for (int64_t b = 0; b < layout_.blocks(); ++b) new (memory_.rounds + b) std::atomic<int64_t>(0);
-      std::fill_n(memory_.sums, layout_.blocks() * row_of_sums_, 0.0);
-    }
-    each(rank, layout_.blocks(), [&](int64_t b) {
+    team_.share(packing_, rank, blocks, [&](int64_t b) {
       const Block block = layout_.at(b);
       tiles_.pack(plan_, sample(block.domain), args_.dtype, block);
       const int64_t padded = int64_t(block.vectors) * tiles_.lanes;
       if (plan_.pulls) std::fill_n(plan_.pulls + block.row, padded, 0.0);
       if (plan_.potentials) std::fill_n(plan_.potentials + block.row, padded, 0.0);
+      std::fill_n(memory_.sums + b * row_of_sums_, row_of_sums_, 0.0);
+      new (memory_.rounds + b) std::atomic<int64_t>(0);
     });
-    team_.barrier();
     const Scratch<T> scratch = memory_.scratch(rank);
     double median = 0;
     if (wants(Unit::median))
       median = median_.run(
-          team_, rank, tiles_, plan_, layout_.blocks(), scratch,
-          [this](int64_t b) { return layout_.at(b); },
+          team_, rank, tiles_, plan_, blocks, scratch, [this](int64_t b) { return layout_.at(b); },
           [this](int r) -> typename Median<T>::Counts& {
             return *memory_.of_thread(memory_.counts0, r);
           });
-    if (rank == 0) resolve(median);
-    team_.barrier();
-    tournament_.run(team_, rank, next_, memory_.rounds, [&](int64_t i, int64_t j) {
+    team_.share(resolving_, rank, 1, [&](int64_t) { resolve(median); });
+    tournament_.run(team_, rank, playing_, memory_.rounds, [&](int64_t i, int64_t j) {
       const Block I = layout_.at(i), J = layout_.at(j);
       const double C = I.domain == J.domain
                            ? 1 / within_[I.domain]
                            : -1 / (double(args_.x.rows) * double(args_.y.rows));
       tiles_.tile(plan_, I, J, C, scratch, memory_.sums + i * row_of_sums_);
     });
-    team_.barrier();
     if (plan_.pulls)
-      each(rank, layout_.blocks(), [&](int64_t b) {
+      team_.share(finishing_, rank, blocks, [&](int64_t b) {
         if (plan_.v[layout_.at(b).domain]) tiles_.finish(plan_, layout_.at(b));
       });
-  }
-
-  // Splits [0, count) evenly over the team, in order.
-  template <class Use>
-  void each(int rank, int64_t count, const Use& use) {
-    const int64_t size = team_.size();
-    for (int64_t i = count * rank / size; i < count * (rank + 1) / size; ++i)
-      if (team_.go_on(rank)) use(i);
   }
 
   // The pooled mean, summed in chunks of rows whose order is fixed.
   void center(int rank) {
     const int64_t d = args_.d, chunks = memory_.chunks[0] + memory_.chunks[1];
-    each(rank, chunks, [&](int64_t c) {
+    team_.share(summing_, rank, chunks, [&](int64_t c) {
       double* sums = memory_.partial + c * d;
       std::fill_n(sums, d, 0.0);
       const int domain = c >= memory_.chunks[0];
@@ -349,13 +336,14 @@ class Mmd2 {
       const int64_t end = std::min(begin + chunk_rows, sample(domain).rows);
       tiles_.add_columns(sample(domain), args_.dtype, d, begin, end, sums);
     });
-    team_.barrier();
     const double rows = double(args_.x.rows + args_.y.rows);
-    const int64_t begin = d * rank / team_.size(), end = d * (rank + 1) / team_.size();
-    for (int64_t c = 1; c < chunks; ++c)
-      for (int64_t k = begin; k < end; ++k) memory_.partial[k] += memory_.partial[c * d + k];
-    for (int64_t k = begin; k < end; ++k) memory_.mean[k] = memory_.partial[k] / rows;
-    team_.barrier();
+    constexpr int64_t slice = 512;
+    team_.share(centering_, rank, round_up(d, slice) / slice, [&](int64_t s) {
+      const int64_t begin = s * slice, end = std::min(d, begin + slice);
+      for (int64_t c = 1; c < chunks; ++c)
+        for (int64_t k = begin; k < end; ++k) memory_.partial[k] += memory_.partial[c * d + k];
+      for (int64_t k = begin; k < end; ++k) memory_.mean[k] = memory_.partial[k] / rows;
+    });
   }
 
   bool wants(Unit unit) const {
@@ -460,7 +448,7 @@ class Mmd2 {
   Kernel<T> kernel_{nullptr, 0, nullptr};
   Plan<T> plan_;
   int row_of_sums_;
-  std::atomic<int64_t> next_{0};
+  Phase summing_, centering_, packing_, resolving_, playing_, finishing_;
   double weight_sum_[2];  // of the weights as given
   double squares_[2];     // sum a_i^2, a with mean one
   double within_[2];      // what the within-domain sum is divided by

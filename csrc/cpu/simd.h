@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -35,6 +36,33 @@ struct Bits<double> {
   using type = int64_t;
 };
 
+// Shuffles, whose lane numbers have to be constants.
+template <int lanes, class Indices = std::make_integer_sequence<int, lanes>>
+struct Lanes;
+
+template <int lanes, int... i>
+struct Lanes<lanes, std::integer_sequence<int, i...>> {
+  template <int width, class V>
+  static FASTMMD_INLINE auto sum(V v) {
+    v += __builtin_shufflevector(v, v, (i + width) % lanes...);
+    if constexpr (width > 1) return sum<width / 2>(v);
+    else return v[0];
+  }
+
+  // Swaps the off-diagonal quarters of every 2s x 2s square.
+  template <int s, class V>
+  static FASTMMD_INLINE void transpose(V (&rows)[lanes]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < lanes; ++r) {
+      if (r & s) continue;
+      const V a = rows[r], b = rows[r + s];
+      rows[r] = __builtin_shufflevector(a, b, (i & s ? lanes + i - s : i)...);
+      rows[r + s] = __builtin_shufflevector(a, b, (i & s ? lanes + i : i + s)...);
+    }
+    if constexpr (2 * s < lanes) transpose<2 * s>(rows);
+  }
+};
+
 template <class T>
 struct Simd {
   static constexpr int lanes = vector_bytes / int(sizeof(T));
@@ -47,17 +75,17 @@ struct Simd {
     return v;
   }
   static FASTMMD_INLINE void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
-  static FASTMMD_INLINE V broadcast(T s) { return V{} + s; }
+  // s - 0 is s for every s, so nothing is left of the subtraction; s + 0 is not, for s = -0.
+  static FASTMMD_INLINE V broadcast(T s) { return s - V{}; }
   static FASTMMD_INLINE V min(V a, V b) { return a < b ? a : b; }
   // NaN stays NaN.
   static FASTMMD_INLINE V clamp_below(V v, T low) { return v < low ? broadcast(low) : v; }
 
-  static FASTMMD_INLINE T sum(V v) {
-    T lane[lanes];
-    store(lane, v);
-    for (int width = lanes / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
+  static FASTMMD_INLINE T sum(V v) { return Lanes<lanes>::template sum<lanes / 2>(v); }
+
+  // rows[i][j] becomes rows[j][i].
+  static FASTMMD_INLINE void transpose(V (&rows)[lanes]) {
+    Lanes<lanes>::template transpose<1>(rows);
   }
 
   static FASTMMD_INLINE bool any_negative(V v) {

@@ -1,4 +1,5 @@
-// A team of threads that runs one function, with barriers and an order of tasks that needs no lock.
+// A team of threads that runs one function in phases of shared work, and an order of tasks that needs
+// no lock.
 #pragma once
 
 #include <atomic>
@@ -36,6 +37,12 @@ class Wait {  // spins, then yields: the machine may have fewer free cores than 
   int spins_ = 0;
 };
 
+// A count of pieces of work, handed out one by one.
+struct Phase {
+  alignas(64) std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<int64_t> finished{0};
+};
+
 class Team {
  public:
   Team(bool (*interrupted)(void*), void* context)
@@ -44,6 +51,26 @@ class Team {
   int size() const { return size_; }
   bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
 
+  // use(i) for i in [0, count), by whoever is free; returns when all are finished. Nobody waits for
+  // a thread that has no piece in hand: on a busy machine one of the team may not be running at all.
+  template <class Use>
+  void share(Phase& phase, int rank, int64_t count, const Use& use) {
+    int64_t i;
+    while (go_on(rank) && (i = phase.next.fetch_add(1, std::memory_order_relaxed)) < count) {
+      use(i);
+      phase.finished.fetch_add(1, std::memory_order_acq_rel);
+    }
+    wait_for(phase.finished, count);
+  }
+
+  // Waits until counter == value; false if the team was stopped meanwhile.
+  bool wait_for(const std::atomic<int64_t>& counter, int64_t value) const {
+    for (Wait wait; counter.load(std::memory_order_acquire) != value; wait.once())
+      if (stopped()) return false;
+    return true;
+  }
+
+  // Here everybody waits for everybody.
   void barrier() {
     if (size_ == 1) return;
     const int phase = phase_.load(std::memory_order_acquire);
@@ -131,34 +158,24 @@ class Tournament {
     return {round, a, b, b >= blocks_};
   }
 
-  // Plays all games with the team: play(I, J). `rounds` [blocks] and `next` start at zero.
+  // Plays all games with the team: play(I, J). `rounds` [blocks] starts at zero.
   template <class Play>
-  void run(Team& team, int rank, std::atomic<int64_t>& next, std::atomic<int64_t>* rounds,
+  void run(Team& team, int rank, Phase& phase, std::atomic<int64_t>* rounds,
            const Play& play) const {
-    while (team.go_on(rank)) {
-      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= games()) return;
+    team.share(phase, rank, games(), [&](int64_t index) {
       const Game g = game(index);
       // Games are handed out in order, so whoever is waited for is already running.
-      if (!wait(team, rounds[g.first], g.round)) return;
-      if (g.rest) {
-        rounds[g.first].store(g.round + 1, std::memory_order_release);
-        continue;
+      if (!team.wait_for(rounds[g.first], g.round)) return;
+      if (!g.rest) {
+        if (!team.wait_for(rounds[g.second], g.round)) return;
+        play(g.first, g.second);
+        if (g.second != g.first) rounds[g.second].store(g.round + 1, std::memory_order_release);
       }
-      if (!wait(team, rounds[g.second], g.round)) return;
-      play(g.first, g.second);
       rounds[g.first].store(g.round + 1, std::memory_order_release);
-      if (g.second != g.first) rounds[g.second].store(g.round + 1, std::memory_order_release);
-    }
+    });
   }
 
  private:
-  static bool wait(const Team& team, const std::atomic<int64_t>& finished, int64_t round) {
-    for (Wait w; finished.load(std::memory_order_acquire) != round; w.once())
-      if (team.stopped()) return false;
-    return true;
-  }
-
   int64_t blocks_, even_;
 };
 

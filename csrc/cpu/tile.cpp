@@ -110,25 +110,6 @@ struct Loop {
 
   // ---- packing ----
 
-  static void transpose(V (&rows)[lanes]) {
-    typedef typename S::I I;
-#pragma GCC unroll 16
-    for (int s = 1; s < lanes; s *= 2) {
-      I low, high;
-      for (int j = 0; j < lanes; ++j) {
-        low[j] = j & s ? lanes + j - s : j;
-        high[j] = j & s ? lanes + j : j + s;
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) {
-        if (i & s) continue;
-        const V a = rows[i], b = rows[i + s];
-        rows[i] = __builtin_shuffle(a, b, low);
-        rows[i + s] = __builtin_shuffle(a, b, high);
-      }
-    }
-  }
-
   static void pack(const Plan<T>& plan, const Sample& x, Dtype dtype, const Block& block) {
     const Panels& panels = plan.feature_panels;
     const int64_t padded = int64_t(block.vectors) * lanes;
@@ -167,7 +148,7 @@ struct Loop {
             V square[lanes];
 #pragma GCC unroll 16
             for (int r = 0; r < lanes; ++r) square[r] = S::load(in + r * stride);
-            transpose(square);
+            S::transpose(square);
             const int64_t k0 = (panels.first(p) + f) * lanes;
             const int64_t left = plan.d - k0 < lanes ? plan.d - k0 : lanes;
             T* out = panel + k0 * width + v * lanes;
@@ -465,6 +446,9 @@ struct Loop {
       V acc[R][W] = {};
       const T* a = transposed ? G + i : G + i * ld;
       const T* b = b0;
+      T* v_out = v0 + i * plan.d;
+      for (int64_t r = 0; r < R && i + r < out.rows; ++r)
+        for (int v = 0; v < W; ++v) __builtin_prefetch(v_out + r * plan.d + v * lanes, 1);
       for (int64_t s = 0; s < summed.rows; ++s, b += W * lanes, a += transposed ? ld : 1) {
         V bv[W];
 #pragma GCC unroll 8
@@ -476,7 +460,6 @@ struct Loop {
           for (int v = 0; v < W; ++v) acc[r][v] += ar * bv[v];
         }
       }
-      T* v_out = v0 + i * plan.d;
       if (i + R <= out.rows && features == W * lanes) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
