@@ -37,7 +37,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def are_weights(weights: Tensor, positive: int = 1) -> bool:
-    """Whether all are finite, none is negative and at least ``positive`` are positive."""  # TOOLONG
+    """Whether all are finite, none is negative and ``positive`` or more are not zero."""  # TOOLONG
     weights = weights.detach()
     low, high = torch.aminmax(weights)  # NaN if any is
     if not (low.item() >= 0 and 0 < high.item() < math.inf):

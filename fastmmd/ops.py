@@ -10,8 +10,6 @@ same bits.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +17,8 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from fastmmd import reference
 from fastmmd.checks import is_plain
+from fastmmd.hessian import hessian_product
 from fastmmd.kernels import Terms
 
 try:
@@ -71,20 +69,21 @@ def mmd2(
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
             return _ShortRoad.apply(*inputs, families, shapes, units, unbiased)
         return _run(inputs, families, shapes, units, unbiased, _NO_NEEDS)[0]
-    compiling = torch.compiler.is_compiling()
-    if not compiling and forward_ad._current_level >= 0:
-        raise NotImplementedError(
-            "forward-mode differentiation of fastmmd.mmd2 is not implemented: use reverse mode"
-            " (backward, torch.func.grad or torch.func.vjp), which costs one pass for a scalar, or"
-            " fastmmd.reference.mmd2"
-        )
-    if torch.is_grad_enabled():
-        # From here nobody can tell what requires a gradient inside a functorch transform.
-        every = not compiling and torch._C._are_functorch_transforms_active()
-        needs = [t is not None and (every or t.requires_grad) for t in inputs]
-    else:
-        needs = [False] * 6
-    return torch.ops.fastmmd.mmd2(*inputs, families, shapes, units, unbiased, needs)[0]
+    op: Any = torch.ops.fastmmd.mmd2
+    transformed = False
+    if not torch.compiler.is_compiling():
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(
+                "forward-mode differentiation of fastmmd.mmd2 is not implemented: use reverse mode"
+                " (backward, torch.func.grad or torch.func.vjp), which costs one pass for a scalar,"
+                " or fastmmd.reference.mmd2"
+            )
+        if torch._C._are_functorch_transforms_active():
+            op, transformed = _Transformed.apply, True
+    # Inside a transform of torch.func nobody can tell from here what requires a gradient.
+    enabled = torch.is_grad_enabled()
+    needs = [enabled and t is not None and (transformed or t.requires_grad) for t in inputs]
+    return op(*inputs, families, shapes, units, unbiased, needs)[0]
 
 
 def _run(
@@ -185,12 +184,16 @@ class _ShortRoad(torch.autograd.Function):
         y_weights: Tensor | None,
         scales: Tensor,
         coefficients: Tensor,
-        *constants: Any,  # families, shapes, units, unbiased
+        families: Sequence[int],
+        shapes: Sequence[float],
+        units: Sequence[int],
+        unbiased: bool,
     ) -> Tensor:
         inputs = (x, y, x_weights, y_weights, scales, coefficients)
-        value, *gradients = _run(inputs, *constants, needs=ctx.needs_input_grad)
+        needs = ctx.needs_input_grad
+        value, *gradients = _run(inputs, families, shapes, units, unbiased, needs)
         ctx.save_for_backward(*inputs, *gradients)
-        ctx.constants = constants
+        ctx.constants = (families, shapes, units, unbiased)
         return value
 
     @staticmethod
@@ -306,9 +309,10 @@ def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tupl
             results[i] = _scaled(grad, gradients[i], inputs[i])
     tangents = [g if need else None for g, need in zip(grads[:6], ctx.needs, strict=True)]
     if any(g is not None for g in tangents):
-        second = torch.ops.fastmmd.mmd2_backward(
-            *inputs, ctx.families, ctx.unbiased, resolved, *tangents
-        )
+        op: Any = torch.ops.fastmmd.mmd2_backward
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            op = _TransformedBackward.apply
+        second = op(*inputs, ctx.families, ctx.unbiased, resolved, *tangents)
         for i, (first, v) in enumerate(zip(results, second, strict=True)):
             if ctx.needs_input_grad[i]:
                 results[i] = v if first is None else first + v
@@ -331,12 +335,6 @@ def _mmd2_backward_cpu(
     resolved: Tensor,
     *g: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The Hessian of the MMD times the tangents g, in plain PyTorch, blockwise and in float64.
-
-    With G the derivative of the MMD along the tangents, these are the gradients of G. The sample
-    weights enter through the masses of the points and the factors of the two inner sums alone, so
-    the blocks take those, and their derivatives along the tangents, as free variables.
-    """
     inputs = (x, y, x_weights, y_weights, scales, coefficients)
     primals = [
         torch.ones(len(points), dtype=torch.float64, device=_CPU) if t is None else t.double()
@@ -345,124 +343,23 @@ def _mmd2_backward_cpu(
     tangents = [
         torch.zeros_like(p) if t is None else t.double() for p, t in zip(primals, g, strict=True)
     ]
-    centre = torch.cat(primals[:2]).mean(0)
-    points = [p - centre for p in primals[:2]]
     per_unit = torch.where(resolved == 0, 0.0, resolved / primals[4])  # the unit is held fixed
-    factors, dot_factors = per_unit * primals[4], per_unit * tangents[4]
-    sides = [
-        torch.func.vjp(lambda w, dot_w: _masses(w, dot_w, unbiased), w, dot_w)[:2]
-        for w, dot_w in zip(primals[2:4], tangents[2:4], strict=True)
-    ]
-    cross = torch.tensor(-2.0, dtype=torch.float64, device=_CPU)
-
-    v_points = [torch.zeros_like(p) for p in points]
-    v_sides = [tuple(torch.zeros_like(v) for v in values) for values, _ in sides]
-    v_factors, v_coefficients = torch.zeros_like(factors), torch.zeros_like(factors)
-    size = min(max(math.isqrt(_BLOCK_NUMBERS // x.shape[1]), 16), 512)
-    for a, b in ((0, 0), (1, 1), (0, 1)):
-        (p, inner, dot_p, dot_inner), (q, _, dot_q, _) = sides[a][0], sides[b][0]
-        if a != b:
-            inner, dot_inner = cross, torch.zeros_like(cross)
-        for i, j in itertools.product(_slices(len(p), size), _slices(len(q), size)):
-            if a == b and j.start < i.start:
-                continue  # its mirror counts twice
-            v, v_dot = _block_second_order(
-                (points[a][i], points[b][j], p[i], q[j], inner, factors, primals[5]),
-                (
-                    tangents[a][i],
-                    tangents[b][j],
-                    dot_p[i],
-                    dot_q[j],
-                    dot_inner,
-                    dot_factors,
-                    tangents[5],
-                ),
-                families,
-                multiple=2.0 if a == b and i != j else 1.0,
-                without_diagonal=unbiased and a == b and i == j,
-            )
-            v_points[a][i] += v[0]
-            v_points[b][j] += v[1]
-            v_sides[a][0][i] += v[2]
-            v_sides[b][0][j] += v[3]
-            v_sides[a][2][i] += v_dot[2]
-            v_sides[b][2][j] += v_dot[3]
-            if a == b:
-                v_sides[a][1].add_(v[4])
-                v_sides[a][3].add_(v_dot[4])
-            v_factors += v[5]
-            v_coefficients += v[6]
-
-    v_weights = [pullback(v)[0] for (_, pullback), v in zip(sides, v_sides, strict=True)]
+    v_points, v_weights, v_factors, v_coefficients = hessian_product(
+        primals[:2],
+        primals[2:4],
+        families,
+        resolved,
+        primals[5],
+        unbiased,
+        tangents[:2],
+        tangents[2:4],
+        per_unit * tangents[4],
+        tangents[5],
+    )
     results = (*v_points, *v_weights, per_unit * v_factors, v_coefficients)
     return tuple(
         _nothing(x) if t is None else v.to(t.dtype) for t, v in zip(inputs, results, strict=True)
     )
-
-
-_BLOCK_NUMBERS = (
-    1 << 22
-)  # in the differences of all pairs of a block, should all be near duplicates
-
-
-def _slices(n: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-def _masses(weights: Tensor, dot_weights: Tensor, unbiased: bool) -> tuple[Tensor, ...]:
-    """The masses p and the factor of the inner sum, and the derivatives of both."""
-    total = weights.sum()
-    p = weights / total
-    dot_p = (dot_weights - p * dot_weights.sum()) / total
-    if not unbiased:
-        return p, torch.ones_like(total), dot_p, torch.zeros_like(total)
-    inner = 1 / (1 - p.square().sum())
-    return p, inner, dot_p, 2 * inner.square() * (p * dot_p).sum()
-
-
-def _block_second_order(
-    primals: tuple[Tensor, ...],
-    tangents: tuple[Tensor, ...],
-    families: Sequence[int],
-    multiple: float,
-    without_diagonal: bool,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The gradients of the derivative along the tangents of one block's share of the MMD.
-
-    The variables are the points and masses of both sides, the factor of the sum, and the factors
-    and coefficients of the kernel's terms. Gradients come back for them and for their tangents.
-    """
-    near = (_gram_distances(*primals[:2]) <= _near(*primals[:2])).nonzero(as_tuple=True)
-
-    def share(
-        x: Tensor, y: Tensor, p: Tensor, q: Tensor, inner: Tensor, factors: Tensor, weights: Tensor
-    ) -> Tensor:
-        # The product loses the distance of near duplicates.
-        direct = (x[near[0]] - y[near[1]]).square().sum(1)
-        d2 = _gram_distances(x, y).index_put(near, direct)
-        k = reference.kernel_matrix(d2, families, factors, weights)
-        if without_diagonal:
-            k = k * (1 - torch.eye(len(x), dtype=k.dtype, device=_CPU))
-        return multiple * inner * (p @ k @ q)
-
-    def derivative(primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Tensor:
-        gradient = torch.func.grad(share, argnums=tuple(range(7)))(*primals)
-        return torch.stack([(v * t).sum() for v, t in zip(gradient, tangents, strict=True)]).sum()
-
-    # torch.func and not torch.autograd, as the implementation of an operator runs below autograd.
-    return torch.func.grad(derivative, argnums=(0, 1))(primals, tangents)
-
-
-def _norms(x: Tensor, y: Tensor) -> Tensor:
-    return x.square().sum(1, keepdim=True) + y.square().sum(1)
-
-
-def _near(x: Tensor, y: Tensor) -> Tensor:
-    return 1e-6 * _norms(x, y)
-
-
-def _gram_distances(x: Tensor, y: Tensor) -> Tensor:
-    return torch.addmm(_norms(x, y), x, y.T, alpha=-2)
 
 
 @torch.library.register_fake("fastmmd::mmd2_backward")
@@ -489,3 +386,54 @@ def _third_order(ctx: Any, *grads: Tensor | None) -> None:
 
 
 torch.library.register_autograd("fastmmd::mmd2_backward", _third_order)
+
+
+class _Transformed(torch.autograd.Function):
+    """``fastmmd::mmd2`` for torch.func, which does not take the formula of an operator."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_mmd2_setup_context)
+    backward = staticmethod(_mmd2_autograd)
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return torch.ops.fastmmd.mmd2(*args)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """``fastmmd::mmd2_backward`` for torch.func."""
+
+    generate_vmap_rule = True
+    backward = staticmethod(_third_order)
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return torch.ops.fastmmd.mmd2_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+
+def _register_loop(name: str) -> None:
+    """Let vmap take an operator, one element of the batch at a time."""
+    op = getattr(torch.ops.fastmmd, name)
+
+    def loop(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], Any]:
+        outputs = [
+            op(
+                *(
+                    a.select(d, i) if isinstance(d, int) else a
+                    for a, d in zip(args, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        return tuple(torch.stack(o) for o in zip(*outputs, strict=True)), (0,) * len(outputs[0])
+
+    torch.library.register_vmap(f"fastmmd::{name}", loop)
+
+
+if hasattr(torch.library, "register_vmap"):  # since torch 2.5; torch 2.4 loops too, with a warning
+    _register_loop("mmd2")
+    _register_loop("mmd2_backward")

@@ -29,6 +29,30 @@ PROFILES: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
+def _gaussian_derivatives(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    phi = torch.exp(-t)
+    return phi, -phi, phi
+
+
+def _laplacian_derivatives(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    root, inverse = _root(t), _inverse_root(t)
+    phi = torch.exp(-root)
+    return phi, -0.5 * phi * inverse, 0.25 * phi * (1 + root) * inverse**3
+
+
+def _energy_derivatives(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inverse = _inverse_root(t)
+    return -_root(t), -0.5 * inverse, 0.25 * inverse**3
+
+
+def _inverse_root(t: Tensor) -> Tensor:
+    return torch.where(t == 0, 0.0, t.rsqrt())
+
+
+# The profiles with their first and second derivative, those of a root taken as 0 at 0.
+PROFILE_DERIVATIVES = (_gaussian_derivatives, _laplacian_derivatives, _energy_derivatives)
+
+
 def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     """``|x_i - y_j|^2`` by one matrix product, as ``|x|^2 + |y|^2 - 2 x y``, clamped at 0.
 
