@@ -123,6 +123,7 @@ struct Memory {
       s.distances = arena.take<T>(block);
       s.column_pulls = arena.take<T>(block);
       s.column_sums = arena.take<T>(block);
+      s.near = arena.take<int>(block);
       s.terms = arena.take<T>(2 * max_terms * lanes);
       typename Median<T>::Counts* c = arena.take<typename Median<T>::Counts>(1);
       if (t == 0) scratch0 = s, counts0 = c;
@@ -142,6 +143,7 @@ struct Memory {
     s.distances = of_thread(scratch0.distances, rank);
     s.column_pulls = of_thread(scratch0.column_pulls, rank);
     s.column_sums = of_thread(scratch0.column_sums, rank);
+    s.near = of_thread(scratch0.near, rank);
     s.terms = of_thread(scratch0.terms, rank);
     return s;
   }

@@ -405,6 +405,8 @@ struct Loop {
                                                    const Block& J, int64_t i, T* row,
                                                    const Scratch<T>& scratch) {
     const T norm = plan.norms[I.row + i] - plan.near_offset;
+    T* near_pulls = scratch.distances;
+    int count = 0;  // never ahead of j: the distances are read before they are overwritten
     for (int64_t j = 0; j < J.rows; ++j) {
       const T D = scratch.distances[j];
       if (!(D < T(very_near) * (norm + plan.norms[J.row + j]))) continue;
@@ -413,22 +415,31 @@ struct Loop {
       scratch.column_pulls[j] -= g;
       plan.pulls[I.row + i] -= double(g);
       if (D == 0) continue;
-      add_difference(plan, I, i, J, j, g);
-      if (I.row != J.row) add_difference(plan, J, j, I, i, g);  // else (j, i) is in this tile
+      scratch.near[count] = int(j);
+      near_pulls[count++] = g;
     }
-  }
 
-  // v[i] += g (z_i - z_j)
-  static void add_difference(const Plan<T>& plan, const Block& I, int64_t i, const Block& J,
-                             int64_t j, T g) {
-    if (!plan.v[I.domain]) return;
+    T* const v_I = plan.v[I.domain] ? plan.v[I.domain] + (I.start + i) * plan.d : nullptr;
+    // In a tile on the diagonal, (j, i) is a pair of its own.
+    T* const v_J =
+        plan.v[J.domain] && I.row != J.row ? plan.v[J.domain] + J.start * plan.d : nullptr;
     for (int64_t p = 0; p < plan.feature_panels.count(); ++p) {
-      const T* __restrict z_i = feature_row(plan, p, I.row + i);
-      const T* __restrict z_j = feature_row(plan, p, J.row + j);
-      T* __restrict v =
-          plan.v[I.domain] + (I.start + i) * plan.d + plan.feature_panels.first(p) * lanes;
       const int64_t features = panel_features(plan, p);
-      for (int64_t k = 0; k < features; ++k) v[k] += g * (z_i[k] - z_j[k]);
+      const int64_t k0 = plan.feature_panels.first(p) * lanes;
+      const T* z_i = feature_row(plan, p, I.row + i);
+      T sum[tile_vectors * lanes] = {};
+      for (int c = 0; c < count; ++c) {
+        const T g = near_pulls[c];
+        const T* z_j = feature_row(plan, p, J.row + scratch.near[c]);
+        T step[tile_vectors * lanes];
+        for (int64_t k = 0; k < features; ++k) step[k] = g * (z_i[k] - z_j[k]);
+        for (int64_t k = 0; k < features; ++k) sum[k] += step[k];
+        if (!v_J) continue;
+        T* v_j = v_J + scratch.near[c] * plan.d + k0;
+        for (int64_t k = 0; k < features; ++k) v_j[k] -= step[k];
+      }
+      if (v_I)
+        for (int64_t k = 0; k < features; ++k) v_I[k0 + k] += sum[k];
     }
   }
 

@@ -66,6 +66,7 @@ struct Scratch {
   T* distances;     // [block]
   T* column_pulls;  // [block]
   T* column_sums;   // [block]
+  int* near;        // [block] columns
   T* terms;         // [2, max_terms, lanes]
 };
 
