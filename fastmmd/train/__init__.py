@@ -1,0 +1,17 @@
+"""Domain alignment with Lightning: a module that trains, and a data module that pairs two domains.
+
+Lightning runs the loop, so devices, precision, strategies, checkpoints and loggers are those of
+``lightning.Trainer``. Needs the extra ``train``.
+"""
+
+from __future__ import annotations
+
+from fastmmd._extras import require_extra
+
+require_extra("fastmmd.train", "train", "lightning", "torchmetrics")
+
+from fastmmd.train.aligner import Aligner  # noqa: E402
+from fastmmd.train.data import DomainPair  # noqa: E402
+from fastmmd.train.schedule import alignment_weight  # noqa: E402
+
+__all__ = ["Aligner", "DomainPair", "alignment_weight"]
