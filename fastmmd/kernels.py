@@ -29,8 +29,8 @@ class Terms(NamedTuple):
     """A kernel as a list of T terms."""
 
     families: tuple[int, ...]
-    scales: Tensor  # [T], float64
-    coefficients: Tensor  # [T], float64
+    scales: Tensor  # [T], float64, contiguous
+    coefficients: Tensor  # [T], float64, contiguous
     shapes: tuple[
         float, ...
     ]  # a further real parameter of a family; none of these families has one
@@ -298,7 +298,7 @@ def _bank(
                 )
         scales, size = _doubles(values), len(values)
     if isinstance(weights, Tensor):
-        coefficients = _checked_nonnegative(weights).double()
+        coefficients = _checked_nonnegative(weights).double().contiguous()
     elif weights is None:
         coefficients = scales.new_ones(size)
     else:
