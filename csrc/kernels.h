@@ -101,7 +101,7 @@ struct Laplacian {  // phi(t) = exp(-sqrt(t)), that is exp(-r / s) with c = 1 / 
     V e = Math::exp(-s.rate * r);
     v_w[s.term[0]] += a * e;
     // D phi'(c D) = -r exp(-sqrt(c) r) / (2 sqrt(c))
-    v_c[s.term[0]] -= Math::over_positive(a * e * r, 2 * s.rate - V{});
+    v_c[s.term[0]] -= Math::over_positive(a * e * r, (2 * s.rate) - V{});
   }
 
   static double slope_factor(double c) { return -0.5 * __builtin_sqrt(c); }
@@ -124,7 +124,7 @@ struct Energy {  // phi(t) = -sqrt(t)
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
     V r = Math::sqrt(D);
     v_w[s.term[0]] -= a * s.rate * r;
-    v_c[s.term[0]] -= Math::over_positive(a * r, 2 * s.rate - V{});
+    v_c[s.term[0]] -= Math::over_positive(a * r, (2 * s.rate) - V{});
   }
 
   static double slope_factor(double c) { return -0.5 * __builtin_sqrt(c); }

@@ -18,13 +18,14 @@ constexpr int64_t chunk_rows = 256;  // of the column sums
 
 constexpr int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / unit * unit; }
 
-// Rows of a block. A tile of block^2 values has to leave room in the L2 cache (192^2 float32: 144
-// KiB of 512 KiB or more), and a small problem wants blocks for every core to play with: a
-// tournament of P blocks keeps P / 2 threads busy. Wide rows amortise re-reading the sample.
+// Rows of a block. Each tile re-reads the rows of its two blocks and their gradients, so large blocks
+// take less bandwidth, which wide rows and samples beyond the L3 cache ask for; a tile of block^2
+// values has to stay in the L2 cache (384^2 float32: 576 KiB); and a tournament of P blocks keeps
+// only P / 2 threads busy, so small samples want small blocks.
 int64_t block_rows(int64_t rows, int64_t d, size_t element) {
-  if (getenv("BB")) return atoi(getenv("BB"));
-  const int64_t largest = element == 4 ? 192 : 128;
-  if (rows >= 3072 || (rows >= 1024 && d >= 1024)) return largest;
+  const int64_t largest = element == 4 ? 384 : 256;
+  if (rows >= 12288 || (rows >= 3072 && d >= 768)) return largest;
+  if (rows >= 3072) return largest / 2;
   if (rows >= 768) return 96;
   if (rows >= 384) return 64;
   return 32;

@@ -16,12 +16,15 @@ namespace fastmmd::cpu::FASTMMD_ISA {
 
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64;
+constexpr int side_by_side = 4;
 constexpr int tile_rows = 8, tile_vectors = 3;  // 24 accumulators + 3 operands of 32 registers
 #elif defined(__AVX2__)
 constexpr int vector_bytes = 32;
+constexpr int side_by_side = 2;
 constexpr int tile_rows = 4, tile_vectors = 3;  // 12 accumulators + 3 operands + 1 of 16 registers
 #else
 constexpr int vector_bytes = 16;
+constexpr int side_by_side = 2;
 constexpr int tile_rows = 4, tile_vectors = 2;  // 8 accumulators + 2 operands + products of 16
 #endif
 
@@ -62,6 +65,9 @@ struct Lanes<lanes, std::integer_sequence<int, i...>> {
     if constexpr (2 * s < lanes) transpose<2 * s>(rows);
   }
 };
+
+template <class T, int count>
+struct Many;
 
 template <class T>
 struct Simd {
@@ -126,45 +132,111 @@ struct Simd {
     return den == 0 ? V{} : num / den;
   }
 
+  static FASTMMD_INLINE V exp(V x) { return Many<T, 1>::exp({{x}}).part[0]; }
+};
+
+// Several vectors that go through each step together. A kernel value is one long chain of dependent
+// instructions; the scheduler of a core holds about three such chains when they come one after the
+// other, and as many as are written side by side.
+template <class T, int count>
+struct Many {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using I = typename S::I;
+  V part[count];
+
+  template <class Step>
+  static FASTMMD_INLINE Many each(Step&& step) {
+    Many m;
+#pragma GCC unroll 8
+    for (int u = 0; u < count; ++u) m.part[u] = step(u);
+    return m;
+  }
+
+  static FASTMMD_INLINE Many load(const T* p) {
+    return each([=](int u) { return S::load(p + u * S::lanes); });
+  }
+  FASTMMD_INLINE void store(T* p) const {
+#pragma GCC unroll 8
+    for (int u = 0; u < count; ++u) S::store(p + u * S::lanes, part[u]);
+  }
+
+  friend FASTMMD_INLINE Many operator+(const Many& a, const Many& b) {
+    return each([&](int u) { return a.part[u] + b.part[u]; });
+  }
+  friend FASTMMD_INLINE Many operator-(const Many& a, const Many& b) {
+    return each([&](int u) { return a.part[u] - b.part[u]; });
+  }
+  friend FASTMMD_INLINE Many operator*(const Many& a, const Many& b) {
+    return each([&](int u) { return a.part[u] * b.part[u]; });
+  }
+  friend FASTMMD_INLINE Many operator+(T a, const Many& b) {
+    return each([&](int u) { return a + b.part[u]; });
+  }
+  friend FASTMMD_INLINE Many operator-(T a, const Many& b) {
+    return each([&](int u) { return a - b.part[u]; });
+  }
+  friend FASTMMD_INLINE Many operator*(T a, const Many& b) {
+    return each([&](int u) { return a * b.part[u]; });
+  }
+  FASTMMD_INLINE Many& operator+=(const Many& b) { return *this = *this + b; }
+  FASTMMD_INLINE Many& operator-=(const Many& b) { return *this = *this - b; }
+  FASTMMD_INLINE Many& operator*=(const Many& b) { return *this = *this * b; }
+
+  static FASTMMD_INLINE Many sqrt(const Many& a) {
+    return each([&](int u) { return S::sqrt(a.part[u]); });
+  }
+  static FASTMMD_INLINE Many over_positive(const Many& a, const Many& b) {
+    return each([&](int u) { return S::over_positive(a.part[u], b.part[u]); });
+  }
+  static FASTMMD_INLINE Many min(const Many& a, const Many& b) {
+    return each([&](int u) { return S::min(a.part[u], b.part[u]); });
+  }
+  FASTMMD_INLINE V sum() const {
+    V total = part[0];
+#pragma GCC unroll 8
+    for (int u = 1; u < count; ++u) total += part[u];
+    return total;
+  }
+
   // exp(x) for x <= 0, relative error about one unit in the last place; exp(0) = 1 exactly.
   //
   // x = n ln 2 + r with |r| <= ln(2) / 2, e^r = 1 + r + r^2 Q(r) with Q the minimax polynomial for
   // the relative error, and 2^n by integer addition to the exponent. Arguments are clamped where
   // 2^n would leave the normal range: exp(-87) stands for everything smaller, and further squares
   // of it flush to zero.
-  static FASTMMD_INLINE V exp(V x) {
-    if constexpr (sizeof(T) == 4) {
-      constexpr T magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-      x = clamp_below(x, -87.0f);
-      V shifted = x * 1.44269504f + magic;
-      V n = shifted - magic;
-      V r = x - n * 0.693359375f;  // few bits, so that n times it is exact
-      r = r + n * 2.12194440e-4f;
-      V q = r * 0.00138145986467f + 0.00836871687973f;
-      q = q * r + 0.0416683880453f;
-      q = q * r + 0.166665206317f;
-      q = q * r + 0.499999934478f;
-      V p = (q * r) * r + r + T(1);
-      return (V)((I)p + ((I)shifted << 23));
+  static FASTMMD_INLINE Many exp(Many x) {
+    constexpr bool single = sizeof(T) == 4;
+    constexpr T lowest = single ? T(-87) : T(-708);
+    constexpr T magic = single ? T(12582912) : T(6755399441055744);  // adding it rounds to integers
+    constexpr T log2_e = T(1.4426950408889634);
+    // ln 2 in two parts; the first has so few bits that n times it is exact.
+    constexpr T ln2_high = single ? T(0.693359375) : T(0.693147180369123816490);
+    constexpr T ln2_low = single ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
+    constexpr int exponent = single ? 23 : 52;
+    x = each([&](int u) { return S::clamp_below(x.part[u], lowest); });
+    const Many shifted = magic + log2_e * x;
+    const Many n = each([&](int u) { return shifted.part[u] - magic; });
+    const Many r = x - ln2_high * n - ln2_low * n;
+    Many q;
+    if constexpr (single) {
+      q = T(0.00836871687973) + T(0.00138145986467) * r;
+      q = T(0.0416683880453) + q * r;
+      q = T(0.166665206317) + q * r;
+      q = T(0.499999934478) + q * r;
     } else {
-      constexpr T magic = 6755399441055744.0;  // 1.5 * 2^52
-      x = clamp_below(x, -708.0);
-      V shifted = x * 1.4426950408889634 + magic;
-      V n = shifted - magic;
-      V r = x - n * 0.693147180369123816490;
-      r = r - n * 1.90821492927058770002e-10;
-      V q = r * 2.5000061602835666699e-8 + 2.7630248379211443975e-7;
-      q = q * r + 2.7557586373840163694e-6;
-      q = q * r + 0.000024801493098906550659;
-      q = q * r + 0.00019841269506695787687653;
-      q = q * r + 0.0013888888943630112946;
-      q = q * r + 0.0083333333334944616641;
-      q = q * r + 0.04166666666653015859;
-      q = q * r + 0.16666666666666412523;
-      q = q * r + 0.50000000000000106271;
-      V p = (q * r) * r + r + T(1);
-      return (V)((I)p + ((I)shifted << 52));
+      q = T(2.7630248379211443975e-7) + T(2.5000061602835666699e-8) * r;
+      q = T(2.7557586373840163694e-6) + q * r;
+      q = T(0.000024801493098906550659) + q * r;
+      q = T(0.00019841269506695787687653) + q * r;
+      q = T(0.0013888888943630112946) + q * r;
+      q = T(0.0083333333334944616641) + q * r;
+      q = T(0.04166666666653015859) + q * r;
+      q = T(0.16666666666666412523) + q * r;
+      q = T(0.50000000000000106271) + q * r;
     }
+    const Many p = T(1) + (r + r * (q * r));
+    return each([&](int u) { return V(I(p.part[u]) + (I(shifted.part[u]) << exponent)); });
   }
 };
 

@@ -25,8 +25,9 @@ namespace {
 constexpr double near = 1.0 / (1 << 10);
 // Its gradient is then added pair by pair below this, where z_i sum g - sum g z_j would cancel.
 constexpr double very_near = 1.0 / (1 << 22);
-// Features between two roundings of an inner product into memory: long sums lose fewer digits.
-constexpr int64_t chunk_features = 256;
+// Features summed before the tile is touched: a streamed panel of them stays in the L1 cache, and a
+// sum of partial sums loses fewer digits than one long one.
+constexpr int64_t chunk_features = 192;
 
 template <class T>
 T convert(T v) {
@@ -302,22 +303,30 @@ struct Loop {
   template <class F>
   struct Single {
     const Segment<T>& segment;
-    FASTMMD_INLINE void eval(V D, V& k) const { F::template eval<S>(D, segment, k); }
-    FASTMMD_INLINE void grad(V D, V& k, V& dk) const { F::template grad<S>(D, segment, k, dk); }
+    template <class W>
+    FASTMMD_INLINE void eval(const W& D, W& k) const {
+      F::template eval<W>(D, segment, k);
+    }
+    template <class W>
+    FASTMMD_INLINE void grad(const W& D, W& k, W& dk) const {
+      F::template grad<W>(D, segment, k, dk);
+    }
   };
 
   struct Mixture {
     const Plan<T>& plan;
-    FASTMMD_INLINE void eval(V D, V& k) const {
+    template <class W>
+    FASTMMD_INLINE void eval(const W& D, W& k) const {
       for (int s = 0; s < plan.num_segments; ++s)
         dispatch(plan.segments[s].family, [&](auto family) {
-          decltype(family)::template eval<S>(D, plan.segments[s], k);
+          decltype(family)::template eval<W>(D, plan.segments[s], k);
         });
     }
-    FASTMMD_INLINE void grad(V D, V& k, V& dk) const {
+    template <class W>
+    FASTMMD_INLINE void grad(const W& D, W& k, W& dk) const {
       for (int s = 0; s < plan.num_segments; ++s)
         dispatch(plan.segments[s].family, [&](auto family) {
-          decltype(family)::template grad<S>(D, plan.segments[s], k, dk);
+          decltype(family)::template grad<W>(D, plan.segments[s], k, dk);
         });
     }
   };
@@ -328,10 +337,14 @@ struct Loop {
     const bool diagonal = I.row == J.row;
     const double copies = diagonal ? 1 : 2;  // the mirrored tile
     const int64_t ld = int64_t(J.vectors) * lanes;
-    T* weights = scratch.weights;
+    T* const weights = scratch.weights;
+    T* const distances = scratch.distances;
+    T* const column_pulls = scratch.column_pulls;
+    T* const column_sums = plan.potentials ? scratch.column_sums : nullptr;
+    const T* const norms = plan.norms + J.row;
     std::memcpy(weights, plan.weights + J.row, ld * sizeof(T));
-    if constexpr (grad) std::memset(scratch.column_pulls, 0, ld * sizeof(T));
-    if (plan.potentials) std::memset(scratch.column_sums, 0, ld * sizeof(T));
+    if constexpr (grad) std::memset(column_pulls, 0, ld * sizeof(T));
+    if (column_sums) std::memset(column_sums, 0, ld * sizeof(T));
 
     double total = 0;
     for (int64_t i = 0; i < I.rows; ++i) {
@@ -342,26 +355,30 @@ struct Loop {
       const T norm = plan.norms[I.row + i] - plan.near_offset;
       V row_sum{}, row_pull{}, margin = S::broadcast(1);
       if (plan.num_terms) evaluate_terms(plan, row, weights, ld, a, copies * C, scratch, sums);
-      for (int64_t j = 0; j < ld; j += lanes) {
-        const V D = S::load(row + j);
-        const V w = S::load(weights + j);
-        V k{};
+      auto step = [&](auto zero, int64_t j) {
+        using W = decltype(zero);
+        const W D = W::load(row + j), w = W::load(weights + j);
+        W k = zero;
         if constexpr (grad) {
-          V dk{};
+          W dk = zero;
           kernel.grad(D, k, dk);
-          const V g = dk * (w * slope);
-          row_pull += g;
-          S::store(scratch.column_pulls + j, S::load(scratch.column_pulls + j) + g);
-          margin = S::min(margin, D - T(very_near) * (norm + S::load(plan.norms + J.row + j)));
-          S::store(scratch.distances + j, D);
-          S::store(row + j, g);
+          const W g = slope * w * dk;
+          row_pull += g.sum();
+          (W::load(column_pulls + j) + g).store(column_pulls + j);
+          const W excess = D - T(very_near) * (norm + W::load(norms + j));
+          for (const V& part : excess.part) margin = S::min(margin, part);
+          D.store(distances + j);
+          g.store(row + j);
         } else {
           kernel.eval(D, k);
         }
-        if (plan.potentials)
-          S::store(scratch.column_sums + j, S::load(scratch.column_sums + j) + a * k);
-        row_sum += k * w;
-      }
+        if (column_sums) (W::load(column_sums + j) + a * k).store(column_sums + j);
+        row_sum += (k * w).sum();
+      };
+      int64_t j = 0;
+      for (; j + side_by_side * lanes <= ld; j += side_by_side * lanes)
+        step(Many<T, side_by_side>{}, j);
+      for (; j < ld; j += lanes) step(Many<T, 1>{}, j);
       const double sum = double(S::sum(row_sum));
       total += double(a) * sum;
       if (diagonal) weights[i] = plan.weights[J.row + i];
