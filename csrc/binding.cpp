@@ -52,10 +52,14 @@ void mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t d,
       threads,
       interrupted,
       nullptr};
-  const Mmd2Out out = {pointer<void>(value),         pointer<void>(v_x),
-                       pointer<void>(v_y),           pointer<double>(v_x_weights),
-                       pointer<double>(v_y_weights), pointer<double>(v_scales),
-                       pointer<double>(v_coefficients), pointer<double>(resolved)};
+  const Mmd2Out out = {pointer<void>(value),
+                       pointer<void>(v_x),
+                       pointer<void>(v_y),
+                       pointer<double>(v_x_weights),
+                       pointer<double>(v_y_weights),
+                       pointer<double>(v_scales),
+                       pointer<double>(v_coefficients),
+                       pointer<double>(resolved)};
   bool stopped = false;
   {
     const py::gil_scoped_release release;

@@ -9,7 +9,8 @@
 //
 //     eval   k  += sum_t w_t phi(c_t D)
 //     grad   the same, and dk += sum_t w_t c_t phi'(c_t D), the slope in D
-//     terms  per term t: v_w[t] += a phi(c_t D), v_c[t] += a D phi'(c_t D), a the weight of the pair
+//     terms  per term t: v_w[t] += a phi(c_t D), v_c[t] += a D phi'(c_t D), a the weight of the
+//     pair
 //
 // `Math` names the vector type V and supplies exp and sqrt for it. The numeric trap is r = 0: the
 // slope of a kernel in r = sqrt(D) is unbounded there and is taken as 0 (Math::over_positive).

@@ -24,7 +24,7 @@ enum class Dtype : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 enum class Unit : int { fixed = 0, mean = 1, median = 2 };
 
 struct Sample {
-  const void* data;       // [rows, d], element strides below, any sign or zero
+  const void* data;  // [rows, d], element strides below, any sign or zero
   int64_t rows;
   int64_t row_stride;
   int64_t column_stride;

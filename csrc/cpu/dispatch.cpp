@@ -1,4 +1,5 @@
-// Which instruction set runs: the best this machine has, unless FASTMMD_ISA or a call names another.
+// Which instruction set runs: the best this machine has, unless FASTMMD_ISA or a call names
+// another.
 #include <pthread.h>
 
 #include <atomic>
@@ -21,7 +22,8 @@ struct Entry {
 const Entry table[] = {
     {"baseline", [] { return true; }, {&baseline::float_kernels, &baseline::double_kernels}},
 #if FASTMMD_HAVE_AVX2
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+    {"avx2",
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
      {&avx2::float_kernels, &avx2::double_kernels}},
 #endif
 #if FASTMMD_HAVE_AVX512

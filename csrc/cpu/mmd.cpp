@@ -18,10 +18,10 @@ constexpr int64_t chunk_rows = 256;  // of the column sums
 
 constexpr int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / unit * unit; }
 
-// Rows of a block. Each tile re-reads the rows of its two blocks and their gradients, so large blocks
-// take less bandwidth, which wide rows and samples beyond the L3 cache ask for; a tile of block^2
-// values has to stay in the L2 cache (384^2 float32: 576 KiB); and a tournament of P blocks keeps
-// only P / 2 threads busy, so small samples want small blocks.
+// Rows of a block. Each tile re-reads the rows of its two blocks and their gradients, so large
+// blocks take less bandwidth, which wide rows and samples beyond the L3 cache ask for; a tile of
+// block^2 values has to stay in the L2 cache (384^2 float32: 576 KiB); and a tournament of P blocks
+// keeps only P / 2 threads busy, so small samples want small blocks.
 int64_t block_rows(int64_t rows, int64_t d, size_t element) {
   const int64_t largest = element == 4 ? 384 : 256;
   if (rows >= 12288 || (rows >= 3072 && d >= 768)) return largest;
@@ -66,8 +66,8 @@ class Layout {
     const int64_t last = (b + 1) * units_[domain] / blocks_[domain];
     const int64_t start = first * unit_;
     return {start + (domain ? units_[0] * unit_ : 0), start,
-            int(std::min(last * unit_, rows_[domain]) - start), int((last - first) * unit_ / lanes_),
-            domain};
+            int(std::min(last * unit_, rows_[domain]) - start),
+            int((last - first) * unit_ / lanes_), domain};
   }
 
   int64_t padded_rows, largest_block;
@@ -173,9 +173,8 @@ class Kernel {
         order[gaussians++] = t;
         widest = std::max(widest, scales[t]);
       }
-    std::sort(order, order + gaussians, [&](int a, int b) {
-      return scales[a] != scales[b] ? scales[a] < scales[b] : a < b;
-    });
+    std::sort(order, order + gaussians,
+              [&](int a, int b) { return scales[a] != scales[b] ? scales[a] < scales[b] : a < b; });
     bool used[max_terms] = {};
     for (int o = 0; o < gaussians; ++o) {
       if (used[o]) continue;
@@ -215,8 +214,7 @@ class Kernel {
   void append(Segment<T>& segment, const Term* terms, int t, double scale) {
     const int q = segment.length++;
     double factor = 0;
-    dispatch(segment.family,
-             [&](auto family) { factor = decltype(family)::slope_factor(scale); });
+    dispatch(segment.family, [&](auto family) { factor = decltype(family)::slope_factor(scale); });
     segment.weight[q] = T(terms[t].coefficient);
     segment.slope[q] = T(terms[t].coefficient * factor);
     segment.term[q] = t;
@@ -311,15 +309,13 @@ class Mmd2 {
     if (wants(Unit::median))
       median = median_.run(
           team_, rank, tiles_, plan_, blocks, scratch, [this](int64_t b) { return layout_.at(b); },
-          [this](int r) -> typename Median<T>::Counts& {
-            return *memory_.of_thread(memory_.counts0, r);
-          });
+          [this](int r) ->
+          typename Median<T>::Counts& { return *memory_.of_thread(memory_.counts0, r); });
     team_.share(resolving_, rank, 1, [&](int64_t) { resolve(median); });
     tournament_.run(team_, rank, playing_, memory_.rounds, [&](int64_t i, int64_t j) {
       const Block I = layout_.at(i), J = layout_.at(j);
-      const double C = I.domain == J.domain
-                           ? 1 / within_[I.domain]
-                           : -1 / (double(args_.x.rows) * double(args_.y.rows));
+      const double C = I.domain == J.domain ? 1 / within_[I.domain]
+                                            : -1 / (double(args_.x.rows) * double(args_.y.rows));
       tiles_.tile(plan_, I, J, C, scratch, memory_.sums + i * row_of_sums_);
     });
     if (plan_.pulls)
@@ -412,9 +408,9 @@ class Mmd2 {
   void weight_gradient(int domain, double at_zero, double within, double* v) const {
     const int64_t rows = sample(domain).rows;
     const int64_t row = domain ? layout_.at(first_of_y()).row : 0;
-    const double own = 2 / double(rows) *
-                       (args_.unbiased ? within / (1 - squares_[domain] / double(rows * rows))
-                                       : at_zero);
+    const double own =
+        2 / double(rows) *
+        (args_.unbiased ? within / (1 - squares_[domain] / double(rows * rows)) : at_zero);
     double mean = 0;
     for (int64_t i = 0; i < rows; ++i) {
       const double a = double(memory_.weights[row + i]);

@@ -122,15 +122,14 @@ struct Simd {
     if constexpr (sizeof(T) == 4) return (V)_mm_sqrt_ps((__m128)v);
     else return (V)_mm_sqrt_pd((__m128d)v);
 #else
-    for (int i = 0; i < lanes; ++i) v[i] = sizeof(T) == 4 ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
+    for (int i = 0; i < lanes; ++i)
+      v[i] = sizeof(T) == 4 ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
     return v;
 #endif
   }
 
   // num / den where den > 0, else 0; NaN in either stays NaN.
-  static FASTMMD_INLINE V over_positive(V num, V den) {
-    return den == 0 ? V{} : num / den;
-  }
+  static FASTMMD_INLINE V over_positive(V num, V den) { return den == 0 ? V{} : num / den; }
 
   static FASTMMD_INLINE V exp(V x) { return Many<T, 1>::exp({{x}}).part[0]; }
 };

@@ -1,5 +1,5 @@
-// A team of threads that runs one function in phases of shared work, and an order of tasks that needs
-// no lock.
+// A team of threads that runs one function in phases of shared work, and an order of tasks that
+// needs no lock.
 #pragma once
 
 #include <atomic>
@@ -52,7 +52,8 @@ class Team {
   bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
 
   // use(i) for i in [0, count), by whoever is free; returns when all are finished. Nobody waits for
-  // a thread that has no piece in hand: on a busy machine one of the team may not be running at all.
+  // a thread that has no piece in hand: on a busy machine one of the team may not be running at
+  // all.
   template <class Use>
   void share(Phase& phase, int rank, int64_t count, const Use& use) {
     int64_t i;

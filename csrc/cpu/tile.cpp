@@ -93,8 +93,7 @@ struct Loop {
 
   static T* feature_row(const Plan<T>& plan, int64_t p, int64_t row) {
     const Panels& panels = plan.feature_panels;
-    return plan.features +
-           (plan.padded_rows * panels.first(p) + row * panels.width(p)) * lanes;
+    return plan.features + (plan.padded_rows * panels.first(p) + row * panels.width(p)) * lanes;
   }
 
   static int64_t panel_features(const Plan<T>& plan, int64_t p) {
@@ -128,8 +127,7 @@ struct Loop {
             if (x.column_stride == 1)
               for (; k < features; ++k) out[k] = T(convert(row[k])) - T(mean[k]);
             else
-              for (; k < features; ++k)
-                out[k] = T(convert(row[k * x.column_stride])) - T(mean[k]);
+              for (; k < features; ++k) out[k] = T(convert(row[k * x.column_stride])) - T(mean[k]);
           }
           for (; k < width; ++k) out[k] = 0;
         }
@@ -318,9 +316,8 @@ struct Loop {
     template <class W>
     FASTMMD_INLINE void eval(const W& D, W& k) const {
       for (int s = 0; s < plan.num_segments; ++s)
-        dispatch(plan.segments[s].family, [&](auto family) {
-          decltype(family)::template eval<W>(D, plan.segments[s], k);
-        });
+        dispatch(plan.segments[s].family,
+                 [&](auto family) { decltype(family)::template eval<W>(D, plan.segments[s], k); });
     }
     template <class W>
     FASTMMD_INLINE void grad(const W& D, W& k, W& dk) const {
@@ -522,8 +519,7 @@ struct Loop {
       dispatch(plan.segments[0].family, [&](auto family) {
         evaluate<grad>(plan, I, J, Single<decltype(family)>{plan.segments[0]}, C, scratch, sums);
       });
-    else
-      evaluate<grad>(plan, I, J, Mixture{plan}, C, scratch, sums);
+    else evaluate<grad>(plan, I, J, Mixture{plan}, C, scratch, sums);
   }
 
   static void tile(const Plan<T>& plan, const Block& I, const Block& J, double C,
@@ -550,9 +546,10 @@ struct Loop {
     }
   }
 
-  static constexpr TileKernels<T> kernels = {
-      lanes,       lanes > tile_rows ? lanes : tile_rows, tile_vectors, add_columns, pack,
-      distances,   tile,                                  finish};
+  static constexpr TileKernels<T> kernels = {lanes,        lanes > tile_rows ? lanes : tile_rows,
+                                             tile_vectors, add_columns,
+                                             pack,         distances,
+                                             tile,         finish};
 };
 
 }  // namespace

@@ -30,11 +30,11 @@ struct Panels {
 };
 
 struct Block {
-  int64_t row;      // first row, counted over padded rows
-  int64_t start;    // first row, counted within its domain
-  int rows;         // rows that exist
-  int vectors;      // padded rows / lanes
-  int domain;       // 0: x, 1: y
+  int64_t row;    // first row, counted over padded rows
+  int64_t start;  // first row, counted within its domain
+  int rows;       // rows that exist
+  int vectors;    // padded rows / lanes
+  int domain;     // 0: x, 1: y
 };
 
 template <class T>
@@ -53,7 +53,7 @@ struct Plan {
   T* v[2];             // [rows, d] gradient of each domain; null if not wanted
   const Segment<T>* segments;
   int num_segments;
-  int num_terms;       // terms whose gradients are wanted, else 0
+  int num_terms;  // terms whose gradients are wanted, else 0
   // A kernel as wide as the data does not feel the rounding of D: pairs with |z_i|^2 + |z_j|^2
   // below this are never recomputed.
   T near_offset;

@@ -228,10 +228,11 @@ void half_precision() {
         uint32_t bits;
         std::memcpy(&bits, &f[i], 4);
         const uint32_t exponent = (bits >> 23) & 255;
-        h[i] = dtype == Dtype::bfloat16 ? uint16_t(bits >> 16)
-               : exponent == 0          ? uint16_t(bits >> 16)
-                               : uint16_t((bits >> 16 & 0x8000) | (exponent - 112) << 10 |
-                                          (bits >> 13 & 0x3ff));
+        h[i] =
+            dtype == Dtype::bfloat16 ? uint16_t(bits >> 16)
+            : exponent == 0
+                ? uint16_t(bits >> 16)
+                : uint16_t((bits >> 16 & 0x8000) | (exponent - 112) << 10 | (bits >> 13 & 0x3ff));
       }
     };
     encode(x, fx, hx);
@@ -245,7 +246,14 @@ void half_precision() {
     cpu::mmd2({dtype,
                {hx.data(), c.n, c.d, 1, nullptr},
                {hy.data(), c.m, c.d, 1, nullptr},
-               c.d, c.terms.data(), 1, false, workspace.data(), 2, nullptr, nullptr},
+               c.d,
+               c.terms.data(),
+               1,
+               false,
+               workspace.data(),
+               2,
+               nullptr,
+               nullptr},
               {&r.value, r.v_x.data(), r.v_y.data(), nullptr, nullptr, nullptr, nullptr,
                r.scales.data()});
     check(r == expected, "half inputs give the bits of their float32 values");
@@ -263,12 +271,19 @@ void strides() {
   const Result<float> expected = run(c, x, repeated, {}, {}, 1);
   Result<float> r = expected;
   std::vector<char> workspace(cpu::mmd2_workspace(c.n, c.m, c.d, Dtype::float32, 1));
-  cpu::mmd2({Dtype::float32,
-             {turned.data(), c.n, 1, c.n, nullptr},
-             {row.data(), c.m, 0, 1, nullptr},
-             c.d, c.terms.data(), 1, false, workspace.data(), 1, nullptr, nullptr},
-            {&r.value, r.v_x.data(), r.v_y.data(), nullptr, nullptr, nullptr, nullptr,
-             r.scales.data()});
+  cpu::mmd2(
+      {Dtype::float32,
+       {turned.data(), c.n, 1, c.n, nullptr},
+       {row.data(), c.m, 0, 1, nullptr},
+       c.d,
+       c.terms.data(),
+       1,
+       false,
+       workspace.data(),
+       1,
+       nullptr,
+       nullptr},
+      {&r.value, r.v_x.data(), r.v_y.data(), nullptr, nullptr, nullptr, nullptr, r.scales.data()});
   check(r == expected, "strides do not change a bit");
 }
 
@@ -278,8 +293,7 @@ void concurrent_calls() {
   const Result<float> expected = run(c, x, y, {}, {}, 2);
   bool same[3];
   std::vector<std::thread> callers;
-  for (bool& ok : same)
-    callers.emplace_back([&] { ok = run(c, x, y, {}, {}, 2) == expected; });
+  for (bool& ok : same) callers.emplace_back([&] { ok = run(c, x, y, {}, {}, 2) == expected; });
   for (std::thread& caller : callers) caller.join();
   check(same[0] && same[1] && same[2], "concurrent calls");
 }
@@ -297,8 +311,14 @@ void interruption() {
     cpu::mmd2({Dtype::float32,
                {x.data(), c.n, c.d, 1, nullptr},
                {x.data(), c.m, c.d, 1, nullptr},
-               c.d, c.terms.data(), 1, false, workspace.data(), 2,
-               [](void* count) { return ++*static_cast<int*>(count) > 0; }, &asked},
+               c.d,
+               c.terms.data(),
+               1,
+               false,
+               workspace.data(),
+               2,
+               [](void* count) { return ++*static_cast<int*>(count) > 0; },
+               &asked},
               {&value, v.data(), nullptr, nullptr, nullptr, nullptr, nullptr, &scale});
   } catch (const Interrupted&) {
     stopped = true;
@@ -309,8 +329,8 @@ void interruption() {
 
 void undefined_values() {
   Case c{50, 40, 9, {{Family::gaussian, Unit::median, 1, 1}}, false, false, false, "nan"};
-  for (float bad : {std::numeric_limits<float>::quiet_NaN(),
-                    std::numeric_limits<float>::infinity()}) {
+  for (float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     auto x = normal(c.n * c.d, 10);
     x[7] = bad;
     check(std::isnan(run(c, x, normal(c.m * c.d, 11), {}, {}, 2).value), "NaN in, NaN out");
@@ -336,19 +356,37 @@ int main() {
                           {Family::laplacian, Unit::mean, 2, 0.5},
                           {Family::energy, Unit::fixed, 1, 0.1}};
   std::vector<Case> cases;
-  for (auto [n, m, d] : {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 5}, {33, 47, 100}, {230, 130, 17},
-                         {40, 24, 600}})
+  for (auto [n, m, d] :
+       {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 5}, {33, 47, 100}, {230, 130, 17}, {40, 24, 600}})
     for (bool unbiased : {false, true})
       for (bool weighted : {false, true}) {
         if (unbiased && n == 1) continue;
         const std::string name = std::to_string(n) + "x" + std::to_string(m) + "x" +
                                  std::to_string(d) + (unbiased ? " unbiased" : " biased") +
                                  (weighted ? " weighted" : "");
-        cases.push_back({n, m, d, {std::begin(bank), std::end(bank)}, unbiased, weighted, weighted,
+        cases.push_back({n,
+                         m,
+                         d,
+                         {std::begin(bank), std::end(bank)},
+                         unbiased,
+                         weighted,
+                         weighted,
                          name + " bank"});
-        cases.push_back({n, m, d, {std::begin(mixture), std::end(mixture)}, unbiased, weighted,
-                         true, name + " mixture"});
-        cases.push_back({n, m, d, {{Family::energy, Unit::fixed, 1, 1}}, unbiased, weighted, false,
+        cases.push_back({n,
+                         m,
+                         d,
+                         {std::begin(mixture), std::end(mixture)},
+                         unbiased,
+                         weighted,
+                         true,
+                         name + " mixture"});
+        cases.push_back({n,
+                         m,
+                         d,
+                         {{Family::energy, Unit::fixed, 1, 1}},
+                         unbiased,
+                         weighted,
+                         false,
                          name + " energy"});
       }
   for (const char* isa : {"baseline", "avx2", "avx512"}) {
