@@ -227,7 +227,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("fastmmd::mmd2", "CPU")
 def _mmd2_cpu(
     x: Tensor,
     y: Tensor,
@@ -252,7 +251,6 @@ def _mmd2_cpu(
     return (value, *outputs, resolved)
 
 
-@torch.library.impl("fastmmd::mmd2", "CUDA")
 def _mmd2_cuda(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     raise NotImplementedError(
         f"fastmmd.mmd2 has no CUDA kernels in this build, and x is on {x.device}: move x and y to"
@@ -260,7 +258,6 @@ def _mmd2_cuda(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("fastmmd::mmd2")
 def _mmd2_fake(
     x: Tensor,
     y: Tensor,
@@ -305,7 +302,10 @@ def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tupl
     for i, name in enumerate(_NAMES):
         if ctx.needs_input_grad[i] and grad is not None:
             if not ctx.needs[i]:
-                raise RuntimeError(f"fastmmd::mmd2 was not told that {name} needs a gradient")
+                raise RuntimeError(
+                    f"fastmmd.mmd2 was not told that {name} needs a gradient: where a call is"
+                    f" traced or exported, {name} must require one then"
+                )
             results[i] = _scaled(grad, gradients[i], inputs[i])
     tangents = [g if need else None for g, need in zip(grads[:6], ctx.needs, strict=True)]
     if any(g is not None for g in tangents):
@@ -319,10 +319,12 @@ def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tupl
     return (*results, None, None, None, None, None)
 
 
+torch.library.impl("fastmmd::mmd2", "CPU", _mmd2_cpu)
+torch.library.impl("fastmmd::mmd2", "CUDA", _mmd2_cuda)
+torch.library.register_fake("fastmmd::mmd2", _mmd2_fake)
 torch.library.register_autograd("fastmmd::mmd2", _mmd2_autograd, setup_context=_mmd2_setup_context)
 
 
-@torch.library.impl("fastmmd::mmd2_backward", "CPU")
 def _mmd2_backward_cpu(
     x: Tensor,
     y: Tensor,
@@ -362,7 +364,6 @@ def _mmd2_backward_cpu(
     )
 
 
-@torch.library.register_fake("fastmmd::mmd2_backward")
 def _mmd2_backward_fake(
     x: Tensor,
     y: Tensor,
@@ -385,6 +386,8 @@ def _third_order(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
+torch.library.impl("fastmmd::mmd2_backward", "CPU", _mmd2_backward_cpu)
+torch.library.register_fake("fastmmd::mmd2_backward", _mmd2_backward_fake)
 torch.library.register_autograd("fastmmd::mmd2_backward", _third_order)
 
 
