@@ -53,16 +53,18 @@ def parser() -> argparse.ArgumentParser:
             "loss; print a table and write it and pictures to a folder. Needs the extra train and "
             "no network."
         ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write")
-    command.add_argument("--seeds", type=positive, default=3, help="number of seeds")
-    command.add_argument("--epochs", type=positive, default=20, help="epochs of each training")
-    command.add_argument(
-        "--threads", type=positive, default=torch.get_num_threads(), help="threads to compute with"
     )
     command.add_argument(
-        "--quick", action="store_true", help="one seed and two epochs, to see that it runs"
+        "--output",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder to write (default: runs/demo)",
+    )
+    command.add_argument("--seeds", type=positive, help="number of seeds (default: 3)")
+    command.add_argument("--epochs", type=positive, help="epochs of each training (default: 20)")
+    command.add_argument("--threads", type=positive, help="threads (default: torch's)")
+    command.add_argument(
+        "--quick", action="store_true", help="1 seed and 2 epochs unless given: to see that it runs"
     )
     command.set_defaults(run=run_demo)
     return root
@@ -87,9 +89,10 @@ def run_demo(options: argparse.Namespace) -> int:
     from fastmmd.demo.experiment import Settings
     from fastmmd.demo.main import demo
 
-    settings = Settings(1, 2) if options.quick else Settings(options.seeds, options.epochs)
+    seeds, epochs = (1, 2) if options.quick else (3, 20)
+    settings = Settings(options.seeds or seeds, options.epochs or epochs)
     threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or threads)
     try:
         demo(options.output, settings)
     except OutputError as error:

@@ -9,4 +9,4 @@ from __future__ import annotations
 
 from fastmmd._extras import require_extra
 
-require_extra("fastmmd demo", "train", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
+require_extra("the demo", "train", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")

@@ -28,7 +28,15 @@ from fastmmd.kernels import Gaussian
 from fastmmd.train import Aligner, DomainPair
 from fastmmd.train.aligner import TargetForward
 
-__all__ = ["MODELS", "Run", "Settings", "heldout_features", "modules", "train"]
+__all__ = [
+    "MODELS",
+    "Run",
+    "Settings",
+    "batch_features",
+    "heldout_features",
+    "modules",
+    "train",
+]
 
 FEATURES = 128  # width of the bottleneck
 CLASSES = 10
@@ -103,7 +111,7 @@ def train(
     seed: int,
     domains: Domains,
     settings: Settings,
-    on_epoch: Callable[[int, float, float], None],
+    on_epoch: Callable[[float, float], None],
 ) -> Run:
     """Trains one model and measures it after each epoch on what no training saw.
 
@@ -112,7 +120,7 @@ def train(
         seed: Seed of the initial weights and of the order of the samples.
         domains: Newly made, so that its stream of patches is at the start.
         settings: What the models share.
-        on_epoch: Called with the epoch, from 1, and the accuracies on source and target in percent.
+        on_epoch: Called after each epoch with the accuracies on source and target in percent.
 
     Returns:
         The model after the last epoch and its figures; nothing is selected.
@@ -187,7 +195,7 @@ def heldout_features(aligner: Aligner, domains: Domains) -> tuple[Tensor, Tensor
 class Recorder(L.Callback):
     """Accuracies after each epoch, and how long the steps take."""
 
-    def __init__(self, on_epoch: Callable[[int, float, float], None]) -> None:
+    def __init__(self, on_epoch: Callable[[float, float], None]) -> None:
         self.on_epoch = on_epoch
         self.history: dict[str, list[float]] = {"source_accuracy": [], "target_accuracy": []}
         self.step_seconds: list[float] = []
@@ -202,8 +210,7 @@ class Recorder(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for name, values in self.history.items():
             values.append(100 * float(trainer.callback_metrics[f"val_{name}"]))
-        latest = (values[-1] for values in self.history.values())
-        self.on_epoch(trainer.current_epoch + 1, *latest)
+        self.on_epoch(*(values[-1] for values in self.history.values()))
 
 
 @contextmanager
@@ -220,10 +227,12 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def training_features(aligner: Aligner, domains: Domains, settings: Settings) -> list[Tensor]:
-    """Source and target features [batch, 128] of one training batch: what the loss is timed on."""
-    aligner.train()
-    source = next(iter(DataLoader(domains.source_train, settings.batch_size)))[0]
-    target = next(iter(DataLoader(domains.target_train, settings.batch_size)))
-    with torch.no_grad():
-        return list(aligner.features(torch.cat((source, target))).split(len(source)))
+@torch.no_grad()
+def batch_features(aligner: Aligner, domains: Domains, settings: Settings) -> list[Tensor]:
+    """Source and target features [batch, 128] of a training batch: what the loss is timed on."""
+    aligner.eval()  # a pass in training mode would move the statistics of batch normalisation
+    batches = (
+        next(iter(DataLoader(domains.source_train, settings.batch_size)))[0],
+        next(iter(DataLoader(domains.target_train, settings.batch_size))),
+    )
+    return [aligner.features(inputs) for inputs in batches]

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
+from torch import Tensor
 
 from fastmmd.demo.data import TEST_PATCHES, Domains
 from fastmmd.demo.experiment import CLASSES, Run, heldout_features
@@ -26,23 +27,29 @@ COLOURS = [
 
 def samples(path: Path, domains: Domains, rows: int = 2) -> None:
     """Evaluation digits of both domains, a column for each class."""
-    domain = {
+    titles = {
         "Source: clean digits, labelled in training": domains.source_test,
         "Target: other digits over photographs, not labelled in training": domains.target_test,
     }
-    figure = new_figure(9.0, 4.3)
-    panels: Any = figure.subfigures(len(domain), 1)
-    for panel, (title, data) in zip(panels, domain.items(), strict=True):
+    figure = new_figure(9.0, 4.4)
+    panels = figure.subplots(len(titles), 1)
+    for panel, (title, data) in zip(panels, titles.items(), strict=True):
         images, labels = data.tensors
-        grid = panel.subplots(rows, CLASSES, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-        grid[0, 0].set_title(title, loc="left", fontsize=11)
-        for digit in range(CLASSES):
-            chosen = images[labels == digit][:rows]
-            for row, axes in enumerate(grid[:, digit]):
-                axes.axis("off")
-                if row < len(chosen):
-                    axes.imshow(chosen[row, 0], cmap="gray", vmin=0, vmax=1)
+        panel.imshow(mosaic(images, labels, rows).numpy(), cmap="gray", vmin=0, vmax=1)
+        panel.set_title(title, loc="left", fontsize=11)
+        panel.axis("off")
     save(figure, path)
+
+
+def mosaic(images: Tensor, labels: Tensor, rows: int, gap: int = 3) -> Tensor:
+    """The first images [n, 1, side, side] of each class, a column for each, on white."""
+    pitch = images.shape[-1] + gap
+    canvas = images.new_ones(rows * pitch - gap, CLASSES * pitch - gap)
+    for digit in range(CLASSES):
+        for row, image in enumerate(images[labels == digit][:rows, 0]):
+            top, left = row * pitch, digit * pitch
+            canvas[top : top + len(image), left : left + len(image)] = image
+    return canvas
 
 
 def accuracy(path: Path, summary: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastmmd import reference
 from fastmmd.demo import figures
 from fastmmd.demo.data import make_domains
-from fastmmd.demo.experiment import MODELS, Run, Settings, train, training_features
+from fastmmd.demo.experiment import MODELS, Run, Settings, batch_features, train
 from fastmmd.demo.output import OutputFolder
 from fastmmd.demo.summary import STYLES, summarise, tables
 from fastmmd.demo.timing import interleaved_ms
@@ -50,7 +50,7 @@ def demo(
 
     domains = make_domains(0)
     last = {run.model: run for run in runs if run.seed == 0}
-    x, y = training_features(last["aligned"].aligner, domains, settings)
+    x, y = batch_features(last["aligned"].aligner, domains, settings)
     loss_ms = interleaved_ms({"fastmmd": MMDLoss(), "pytorch": reference.mmd2}, x, y, rounds=200)
     with folder.filling() as path:
         figures.samples(path / "samples.png", domains)
@@ -78,12 +78,12 @@ def train_all(settings: Settings, console: Console) -> list[Run]:
         f"  target  {sizes['target_train']} unlabelled digits over photographs to train on, "
         f"{sizes['target_test']} held out\n"
         f"  {settings.seeds} seed{'s' * (settings.seeds > 1)}, {len(MODELS)} models each, "
-        f"{settings.epochs} epochs, {torch.get_num_threads()} threads\n"
+        f"{settings.epochs} epochs, threads: {torch.get_num_threads()}\n"
     )
     runs = []
     progress = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("epochs"),
         TimeRemainingColumn(),
@@ -100,8 +100,8 @@ def train_all(settings: Settings, console: Console) -> list[Run]:
             for model in MODELS:
                 progress.update(task, description=f"seed {seed}  {model:<11}", latest="")
 
-                def on_epoch(epoch: int, source: float, target: float) -> None:
-                    latest = f"source {source:.1f} %, target {target:.1f} %"
+                def on_epoch(source: float, target: float) -> None:
+                    latest = f"target {target:.1f} %"
                     progress.update(task, advance=1, latest=latest)
 
                 run = train(model, seed, make_domains(seed), settings, on_epoch)

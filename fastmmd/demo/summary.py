@@ -147,7 +147,7 @@ def sentences(summary: dict[str, Any]) -> list[Text]:
     lines.append(
         Text(
             f"That is {loss['share_of_step']:.1f} % of a training step of {loss['step_ms']:.1f} ms."
-            f" The whole run took {summary['seconds']:.0f} s on {summary['threads']} threads."
+            f" The whole run took {summary['seconds']:.0f} s (threads: {summary['threads']})."
         )
     )
     return lines

@@ -195,8 +195,9 @@ class Aligner(L.LightningModule):
             steps = self.trainer.estimated_stepping_batches
             if not math.isfinite(steps) or steps < 1:
                 raise ValueError(
-                    "a schedule needs a training with an end: give the Trainer max_epochs or"
-                    f" max_steps (max_epochs={self.trainer.max_epochs}, max_steps={self.trainer.max_steps})"
+                    "a schedule needs a training with an end: set max_epochs or max_steps of the"
+                    f" Trainer (max_epochs={self.trainer.max_epochs},"
+                    f" max_steps={self.trainer.max_steps})"
                 )
             self._total_steps = int(steps)
         return self._total_steps
