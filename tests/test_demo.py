@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
 import os
 import re
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,10 +22,11 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
+from fastmmd.cli import main
 from fastmmd.demo import data as demo_data
 from fastmmd.demo import main as demo_main
 from fastmmd.demo.data import SIDE, STRIP, TEST_PATCHES, ClutteredDigits, left_edges, make_domains
-from fastmmd.demo.experiment import MODELS, Settings, modules, train
+from fastmmd.demo.experiment import MODELS, Recorder, Settings, modules, train
 from fastmmd.demo.main import demo
 from fastmmd.demo.output import OutputError, OutputFolder
 from fastmmd.demo.timing import interleaved_ms
@@ -138,6 +142,22 @@ def test_models_share_initial_weights_and_source_batches(monkeypatch: pytest.Mon
             assert torch.equal(ours["source"][0], theirs["source"][0])
             assert torch.equal(ours["source"][1], theirs["source"][1])
             assert torch.equal(ours["target"], theirs["target"])
+
+
+def test_interruption_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)  # Lightning takes it away
+    monkeypatch.setattr(Recorder, "on_train_batch_end", interrupted)
+    try:
+        assert main(["demo", "--quick", "--threads", "2", "--output", str(tmp_path)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert "interrupted, nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 # The whole
@@ -259,16 +279,16 @@ def test_unwritable_folder_is_found_before_any_training(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(OutputError, match="Permission denied"):
-            OutputFolder(tmp_path / "out")
-        with pytest.raises(OutputError, match="Permission denied"):
-            OutputFolder(tmp_path)
-    finally:
-        tmp_path.chmod(0o700)
+def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a refusal of the system call, as root may write anywhere."""
+
+    def refuse(**_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        OutputFolder(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_made_on_the_way_are_removed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
@@ -160,12 +160,11 @@ def train(
             num_sanity_val_steps=0,
         )
         start = time.perf_counter()
-        try:
+        # Lightning makes a SystemExit or, in some versions, nothing at all of Ctrl-C.
+        with suppress(SystemExit):
             trainer.fit(aligner, data)
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C
-            if trainer.state.status == TrainerStatus.INTERRUPTED:
-                raise KeyboardInterrupt from stop
-            raise
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt
         seconds = time.perf_counter() - start
     source, target = heldout_features(aligner, domains)
     return Run(

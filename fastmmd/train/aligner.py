@@ -150,7 +150,7 @@ class Aligner(L.LightningModule):
             logged["train_alignment_loss"] = alignment_loss
             logged["train_alignment_weight"] = weight
         self.log("train_loss", total, prog_bar=True, batch_size=len(labels))
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         return total
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -230,7 +230,12 @@ class Aligner(L.LightningModule):
         if domain == "source":
             logged[f"{stage}_source_loss"] = F.cross_entropy(logits, labels)
         self.log_dict(
-            logged, on_epoch=True, prog_bar=True, add_dataloader_idx=False, batch_size=len(labels)
+            logged,
+            on_epoch=True,
+            prog_bar=True,
+            sync_dist=True,
+            add_dataloader_idx=False,
+            batch_size=len(labels),
         )
 
 

@@ -27,7 +27,8 @@ class DomainPair(L.LightningDataModule):
         batch_size: Samples per domain and step.
         num_workers: Worker processes per loader.
         seed: Seed of the shuffling. Source and target have a random stream each, so the order of
-            one does not depend on the other. Default: torch's global one.
+            one does not depend on the other. Default: torch's global one. With several processes
+            Lightning's ``DistributedSampler`` takes over, seeded by ``lightning.seed_everything``.
 
     Raises:
         ValueError: ``batch_size`` is less than 1 or larger than one of the training sets, or there
