@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
@@ -160,9 +160,12 @@ def train(
             num_sanity_val_steps=0,
         )
         start = time.perf_counter()
-        # Lightning makes a SystemExit or, in some versions, nothing at all of Ctrl-C.
-        with suppress(SystemExit):
+        try:
             trainer.fit(aligner, data)
+        except SystemExit:
+            # What Lightning makes of Ctrl-C; some versions just return.
+            if trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - start
