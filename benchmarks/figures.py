@@ -1,0 +1,145 @@
+"""The promises that are measured, with what is asked of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from benchmarks.results import Run, Spread, ratio
+
+# Times faster, value and gradients: (must, aim) by (n, d).
+FASTER = {
+    "reference": {
+        (32, 256): (8, 15),
+        (128, 256): (6, 10),
+        (512, 256): (4, 5.5),
+        (2048, 256): (3.5, 4.5),
+        (8192, 64): (40, 60),
+        (8192, 256): (9, 13),
+    },
+    "compile": {
+        (32, 256): (3, 6),
+        (128, 256): (2.5, 4),
+        (512, 256): (2.3, 3),
+        (2048, 256): (2.2, 3),
+        (8192, 64): (10, 15),
+        (8192, 256): (2.5, 3.5),
+    },
+}
+FASTER_ON_ONE_THREAD = {"reference": {(32, 256): (4, 8)}}
+NAMES = {"reference": "plain PyTorch", "compile": "torch.compile"}
+SHARE_OF_PEAK = (0.65, 0.85)
+VALUE_ALONE_SIZE, VALUE_ALONE = (2048, 256), 0.45
+MEMORY_SIZE, MEMORY = (16384, 64), 4.0
+GROWTH_FROM, GROWTH = 4096, 4.3
+IMPORT = 1.1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured promise. ``must`` and ``aim`` are bounds, from above if ``smaller`` is better."""
+
+    name: str
+    unit: str  # "x", "%", "MiB"
+    spread: Spread
+    must: float | None = None
+    aim: float | None = None
+    smaller: bool = False
+
+    def reaches(self, bound: float) -> bool:
+        return self.spread.median <= bound if self.smaller else self.spread.median >= bound
+
+    @property
+    def verdict(self) -> str:
+        """Whether the median reaches the bounds."""
+        if self.must is None:
+            return "-"
+        if not self.reaches(self.must):
+            return "missed"
+        return "aim met" if self.aim is not None and self.reaches(self.aim) else "met"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"verdict": self.verdict}
+
+
+def figures(run: Run) -> list[Figure]:
+    """All figures for which a run has the rows."""
+    makers = (_faster, _share_of_peak, _value_alone, _memory, _growth, _import)
+    return [figure for make in makers for figure in make(run)]
+
+
+def _faster(run: Run) -> Iterator[Figure]:
+    for threads in dict.fromkeys((run.threads, 1)):
+        where = "" if threads == run.threads else ", one thread"
+        for peer, name in NAMES.items():
+            asked = (FASTER if threads == run.threads else FASTER_ON_ONE_THREAD).get(peer, {})
+            for other in run.select("compare", peer=peer, mode="gradients", threads=threads):
+                n, d = other.size
+                ours = run.find(
+                    "compare", peer="fastmmd", mode="gradients", threads=threads, n=n, d=d
+                )
+                if ours:
+                    bounds = asked.get((n, d), (None, None))
+                    yield Figure(
+                        f"faster than {name}, ({n}, {d}){where}", "x", ratio(other, ours), *bounds
+                    )
+
+
+def _share_of_peak(run: Run) -> Iterator[Figure]:
+    for row in run.select("limit", peer="fastmmd"):
+        name = f"share of FMA peak, {row.size}, {row.info['instruction_set']}"
+        yield Figure(name, "%", run.share(row), *SHARE_OF_PEAK)
+
+
+def _value_alone(run: Run) -> Iterator[Figure]:
+    n, d = VALUE_ALONE_SIZE
+    where = {"peer": "fastmmd", "n": n, "d": d, "threads": run.threads}
+    value = run.find("compare", mode="value", **where)
+    gradients = run.find("compare", mode="gradients", **where)
+    if value and gradients:
+        name = f"value alone / value and gradients, {VALUE_ALONE_SIZE}"
+        yield Figure(name, "x", ratio(value, gradients), VALUE_ALONE, smaller=True)
+
+
+def _memory(run: Run) -> Iterator[Figure]:
+    n, d = MEMORY_SIZE
+    row = run.find("growth", n=n, d=d)
+    if row is None or row.info["peak_memory"] is None:
+        return
+    peak, alone = row.info["peak_memory"], row.info["peak_memory_one_thread"]
+
+    def once(value: float) -> Spread:
+        return Spread(value, value, value, value)
+
+    yield Figure(
+        f"peak extra memory / samples, {MEMORY_SIZE}",
+        "x",
+        once(peak / row.info["sample_bytes"]),
+        MEMORY,
+        smaller=True,
+    )
+    if run.threads > 1:
+        # A tile buffer is made to stay in the second-level cache of its core.
+        yield Figure(
+            f"memory of a further thread, {MEMORY_SIZE}",
+            "MiB",
+            once((peak - alone) / (run.threads - 1) / 2**20),
+            run.machine["l2_bytes"] / 2**20,
+            smaller=True,
+        )
+
+
+def _growth(run: Run) -> Iterator[Figure]:
+    rows = list(run.select("growth"))
+    for small, large in pairwise(rows):
+        asked = GROWTH if small.info["n"] >= GROWTH_FROM else None
+        name = f"time, n = {small.info['n']} to {large.info['n']}, d = {small.info['d']}"
+        yield Figure(name, "x", ratio(large, small), asked, smaller=True)
+
+
+def _import(run: Run) -> Iterator[Figure]:
+    ours, torch = (run.find("import", module=name) for name in ("fastmmd", "torch"))
+    if ours and torch:
+        yield Figure("import fastmmd / import torch", "x", ratio(ours, torch), IMPORT, smaller=True)

@@ -1,0 +1,135 @@
+"""Interleaved timing: A B C, B C A, C A B, ... in one process.
+
+A machine that is shared, or changes its clock, is slow for seconds at a time. In interleaved rounds
+that reaches every lane alike, and a ratio is taken within a round, between neighbours in time. Each
+round starts with another lane, so that none always finds the caches as the same other left them.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+Lane = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to go on, in seconds and rounds, and how long a turn of a lane is at least."""
+
+    seconds: float
+    least: int = 4
+    most: int = 40
+    turn: float = 0.03
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds per call by lane, one entry per round, and the calls that each was averaged over."""
+
+    seconds: dict[str, list[float]]
+    calls: dict[str, int]
+
+
+def stopwatch(lane: Lane, calls: int) -> float:
+    """Seconds for a number of calls."""
+    start = perf_counter()
+    for _ in range(calls):
+        lane()
+    return perf_counter() - start
+
+
+def interleave(
+    lanes: Mapping[str, Lane],
+    budget: Budget,
+    measure: Callable[[Any, int], float] = stopwatch,
+    between: Callable[[], object] = lambda: None,
+) -> Rounds:
+    """Time lanes against one another.
+
+    A call shorter than a turn is repeated within it, after a third of a turn that is not timed:
+    what is asked for is its time in a loop, not that of fetching back what the other lanes drove
+    out of the caches.
+
+    Args:
+        lanes: what to call, by name. Whatever is done once (compilation) has been done.
+        budget: when to stop.
+        measure: seconds for so many calls of a lane.
+        between: called after each round, outside the timing.
+
+    Returns:
+        The rounds, of the same number for every lane.
+    """
+    names = list(lanes)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    calls: dict[str, int] = {}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = perf_counter()
+        rounds = budget.least
+        done = 0
+        while done < rounds:
+            shift = done % len(names)
+            for name in names[shift:] + names[:shift]:
+                lane = lanes[name]
+                if calls.get(name) != 1:
+                    latest = measure(lane, 1)
+                    warming = latest
+                    while warming < budget.turn / 3:
+                        latest = measure(lane, 1)
+                        warming += latest
+                    if name not in calls:
+                        calls[name] = max(1, math.ceil(budget.turn / latest))
+                        if calls[name] == 1:
+                            seconds[name].append(latest)
+                            continue
+                seconds[name].append(measure(lane, calls[name]) / calls[name])
+            between()
+            done += 1
+            if done == 1:
+                possible = int(budget.seconds / (perf_counter() - start))
+                rounds = min(max(possible, budget.least), budget.most)
+    finally:
+        if collecting:
+            gc.enable()
+    return Rounds(seconds, calls)
+
+
+class Replay:
+    """A clock that shows recorded times: it hands rounds to pytest-benchmark without new ones.
+
+    Used as its timer while its target is :meth:`play`.
+    """
+
+    __name__ = "replay"  # by which the file of results calls the timer
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._left: list[float] = []
+
+    def __call__(self) -> float:
+        return self._now
+
+    def _play(self) -> None:
+        if self._left:  # pytest-benchmark makes one more call than it times
+            self._now += self._left.pop()
+
+    def record(self, benchmark: Any, seconds: list[float], calls: int) -> None:
+        """Let the ``benchmark`` fixture find the rounds of a lane.
+
+        Args:
+            benchmark: the fixture, with this clock as its timer.
+            seconds: per call, by round.
+            calls: per round.
+        """
+        self._left = [t for t in reversed(seconds) for _ in range(calls)]
+        benchmark.pedantic(self._play, rounds=len(seconds), iterations=calls)
+
+
+replay = Replay()

@@ -1,0 +1,86 @@
+"""Peak memory of a call, above what the process held before it, results included.
+
+Measured in a process of its own from the high-water mark that Linux keeps of resident memory. What
+is freed goes back to the system at once there, so that the mark does not hide behind memory that
+the allocator had kept, and a number means bytes that were in use at one time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.cells import Cell
+from benchmarks.machine import ROOT
+from benchmarks.peers import PEERS, run
+
+# Blocks of this size and above are mapped one by one, and unmapped when freed.
+MAPPED = 1 << 17
+RESET_MARK = "5"
+
+
+def of_peers(cell: Cell, lanes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
+    """Peak bytes of each (peer, mode) in a cell; None where the system keeps no such mark."""
+    request = json.dumps([cell.n, cell.d, cell.threads, list(lanes)])
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": str(MAPPED),
+        "MALLOC_TRIM_THRESHOLD_": str(MAPPED),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", request],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return dict(zip(lanes, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _of_call(call: Callable[[], object]) -> int | None:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text(RESET_MARK)
+        before = _status("VmRSS")
+    except OSError:
+        return None
+    result = call()
+    peak = _status("VmHWM")
+    del result
+    return max(0, peak - before)
+
+
+def _main(request: str) -> None:
+    n, d, threads, lanes = json.loads(request)
+    cell = Cell(n, d, threads)
+    torch.set_num_threads(threads)
+    x, y = cell.samples()
+    few = Cell(min(n, 64), d, threads).samples()
+    measured = []
+    for name, mode in lanes:
+        objective = PEERS[name].make(cell.bandwidth)
+        # Libraries are loaded and threads started before; a compiled function is compiled.
+        run(objective, *(few if PEERS[name].eager else (x, y)), mode)
+        measured.append(_of_call(partial(run, objective, x, y, mode)))
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
