@@ -91,9 +91,7 @@ def median_squared_distance(z: Tensor) -> Tensor:
 
     Of two middle values it is the lower, as with ``torch.median``.
     """
-    z = z.detach()
-    i, j = torch.triu_indices(len(z), len(z), offset=1, device=z.device)
-    return squared_distances(z - z.mean(0))[i, j].median()
+    return torch.pdist(z.detach()).square().median()
 
 
 def resolve(terms: Terms, z: Tensor) -> Tensor:

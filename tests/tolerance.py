@@ -270,13 +270,13 @@ def extended(case: Case) -> Results:
     return {name: results[name] for name in [*names, *parameters]}
 
 
-def plain(case: Case) -> Results:
+def plain(case: Case, **options: object) -> Results:
     """Plain PyTorch in the compute precision, with the data-dependent bandwidth of float64."""
     exact = torch.cat([case.x, case.y]).double()
     centred = (exact - exact.mean(0)).to(compute_dtype(case.x.dtype))
     x, y = centred.split([len(case.x), len(case.y)])
-    factors = reference.resolve(case.kernel.terms(), exact)
-    return differentiate(replace(case, x=x, y=y), reference.mmd2, factors=factors)
+    options.setdefault("factors", reference.resolve(case.kernel.terms(), exact))
+    return differentiate(replace(case, x=x, y=y), reference.mmd2, **options)
 
 
 @contextmanager
@@ -294,30 +294,46 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def absolute_sums(case: Case) -> dict[str, float]:
-    """S of the value, and of the gradients of the kernel's parameters, which are such sums too."""
+    """S of the value and of the gradients, all of which are sums over pairs."""
     x, y = case.x.double(), case.y.double()
     z = torch.cat([x, y])
     z = z - z.mean(0)
     terms = case.kernel.terms()
-    d2, factors = reference.squared_distances(z), reference.resolve(terms, z)
+    d2, factors = reference.squared_distances(z).requires_grad_(), reference.resolve(terms, z)
     k = reference.kernel_matrix(d2, terms.families, factors, terms.coefficients)
 
-    n, ones = len(x), torch.ones(len(z), dtype=torch.float64)
-    p = ones[:n] if case.x_weights is None else case.x_weights.double()
-    q = ones[n:] if case.y_weights is None else case.y_weights.double()
-    a = torch.cat([p / p.sum(), q / q.sum()])
-    mass = torch.outer(a, a)
+    ones = torch.ones(len(z), dtype=torch.float64)
+    parts = {"x": slice(0, len(x)), "y": slice(len(x), None)}
+    a, totals = ones.clone(), {}
+    for name, part in parts.items():
+        weights = getattr(case, f"{name}_weights")
+        a[part] = ones[part] if weights is None else weights.double()
+        totals[name] = a[part].sum()
+        a[part] /= totals[name]
+    others = a.expand(len(z), -1).clone()  # what each point meets
+    own = torch.zeros_like(a)  # what comes in by the factor of the inner sum
     if case.estimator == "unbiased":
-        mass.fill_diagonal_(0)
-        for inner in (slice(0, n), slice(n, None)):
-            mass[inner, inner] /= 1 - a[inner].square().sum()
+        others.fill_diagonal_(0)
+        for part in parts.values():
+            inner = 1 / (1 - a[part].square().sum())
+            others[part, part] *= inner
+            mass = a[part].unsqueeze(1) * others[part, part]
+            own[part] = 2 * inner * a[part] * (mass * k[part, part].detach().abs()).sum()
+    mass = a.unsqueeze(1) * others
     sums = {"value": float((mass * k.detach().abs()).sum())}
+
+    met = 2 * (others * k.detach().abs()).sum(1) + own
+    (slope,) = torch.autograd.grad((mass * k).sum(), d2, retain_graph=True)
+    pull = 4 * (slope.abs().sum(1, keepdim=True) * z.abs() + slope.abs() @ z.abs())
+    for name, part in parts.items():
+        sums[name] = float(pull[part].max())
+        size = (met[part].max() + (a[part] * met[part]).sum()) / totals[name]
+        sums[f"{name}_weights"] = float(size)
     parameters = dict(case.kernel.named_parameters())
     if parameters:
         gradients = torch.autograd.grad((mass * k).sum(), list(parameters.values()))
-        for name, gradient in zip(parameters, gradients, strict=True):
-            sums[name] = abs(INCOMING) * float(gradient.abs().max())
-    return sums
+        sums |= {n: float(g.abs().max()) for n, g in zip(parameters, gradients, strict=True)}
+    return {name: s if name == "value" else abs(INCOMING) * s for name, s in sums.items()}
 
 
 def errors(results: Results, exact: Results) -> dict[str, float]:
@@ -337,11 +353,19 @@ def allowances(cases: Iterable[Case], exact: Iterable[Results]) -> dict[str, flo
     return worst
 
 
-def bounds(case: Case, exact: Results, worst: dict[str, float]) -> dict[str, float]:
-    """What a result may err by, by name."""
+def bounds(
+    case: Case, exact: Results, worst: dict[str, float], degenerate: bool = False
+) -> dict[str, float]:
+    """What a result may err by, by name.
+
+    ``degenerate`` is for data where all of a gradient may cancel, as it does where points coincide:
+    gradients are measured by their S then, for rounding errors do not cancel.
+    """
     eps = torch.finfo(compute_dtype(case.x.dtype)).eps
-    sizes = {name: float(g.abs().max()) for name, g in exact.items()}
-    sizes |= absolute_sums(case)
+    sums, sizes = absolute_sums(case), {}
+    for name, gradient in exact.items():
+        of_samples = name in ("x", "y", "x_weights", "y_weights")
+        sizes[name] = float(gradient.abs().max()) if of_samples and not degenerate else sums[name]
     return {name: 2 * worst.get(name, 0.0) + 8 * eps * size for name, size in sizes.items()}
 
 
