@@ -1,5 +1,6 @@
 """Maximum Mean Discrepancy, its gradients and losses, without the kernel matrix.
 
+>>> import torch
 >>> import fastmmd as fm
 >>> loss = fm.MMDLoss(fm.Gaussian("mean"))
 >>> float(loss(torch.ones(4, 2), torch.ones(3, 2)))

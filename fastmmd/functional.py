@@ -57,11 +57,13 @@ def mmd2(
         NotImplementedError: tensors on a CUDA device; forward-mode differentiation.
 
     Example:
+        >>> import torch
+        >>> import fastmmd as fm
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
-        >>> round(float(mmd2(x, y, Energy())), 4)
-        0.5
-        >>> round(float(mmd2(x, y, Gaussian(1.0), estimator="unbiased")), 4)
-        -0.2556
+        >>> fm.mmd2(x, y, fm.Energy())  # 2 * 6/4 - 2/4 - 6/4
+        tensor(1.)
+        >>> fm.mmd2(x, y, fm.Gaussian(1.0, multipliers=(1,)), estimator="unbiased")
+        tensor(-0.2588)
     """
     unbiased = check_estimator(estimator)
     check_points(x, y, unbiased)

@@ -112,7 +112,8 @@ class Gaussian(Kernel):
         TypeError: an argument of another type.
 
     Example:
-        >>> Gaussian("median", multipliers=(1, 2)) + 0.5 * Laplacian(2.0)
+        >>> import fastmmd as fm
+        >>> fm.Gaussian("median", multipliers=(1, 2)) + 0.5 * fm.Laplacian(2.0)
         Gaussian(bandwidth='median', multipliers=(1, 2)) + 0.5 * Laplacian(bandwidth=2.0)
     """
 
@@ -160,7 +161,9 @@ class Laplacian(Kernel):
         TypeError: an argument of another type.
 
     Example:
-        >>> Laplacian(torch.tensor([1.0, 2.0]), weights=(0.5, 0.5))
+        >>> import torch
+        >>> import fastmmd as fm
+        >>> fm.Laplacian(torch.tensor([1.0, 2.0]), weights=(0.5, 0.5))
         Laplacian(bandwidth=tensor([1., 2.]), weights=(0.5, 0.5))
     """
 

@@ -22,7 +22,9 @@ class MMDLoss(nn.Module):
         ValueError: an unknown estimator.
 
     Example:
-        >>> loss = MMDLoss(Laplacian("median"), estimator="unbiased")
+        >>> import torch
+        >>> import fastmmd as fm
+        >>> loss = fm.MMDLoss(fm.Laplacian("median"), estimator="unbiased")
         >>> source, target = torch.zeros(4, 3), torch.ones(5, 3, requires_grad=True)
         >>> loss(source, target).backward()
         >>> target.grad.shape
