@@ -96,9 +96,11 @@ def train_all(settings: Settings, console: Console) -> list[Run]:
     with progress:
         total = settings.seeds * len(MODELS) * settings.epochs
         task = progress.add_task("training", total=total, latest="")
+        width = len(str(settings.seeds - 1))
         for seed in range(settings.seeds):
+            name = f"seed {seed:>{width}}"
             for model in MODELS:
-                progress.update(task, description=f"seed {seed}  {model:<11}", latest="")
+                progress.update(task, description=f"{name}  {model:<11}", latest="")
 
                 def on_epoch(source: float, target: float) -> None:
                     latest = f"target {target:.1f} %"
@@ -107,7 +109,7 @@ def train_all(settings: Settings, console: Console) -> list[Run]:
                 run = train(model, seed, make_domains(seed), settings, on_epoch)
                 runs.append(run)
                 console.print(
-                    f"seed {seed}  [{STYLES[model]}]{model:<11}[/]  "
+                    f"{name}  [{STYLES[model]}]{model:<11}[/]  "
                     f"source {run.source_accuracy:5.1f} %   target {run.target_accuracy:5.1f} %   "
                     f"MMD² {run.mmd2:6.3f}   {run.seconds:4.1f} s"
                 )
