@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,6 +37,11 @@ void mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t d,
   if (count == 0 || count > size_t(max_terms) || units.size() != count || shapes.size() != count)
     throw py::value_error("families, shapes and units need one entry a term, at most " +
                           std::to_string(max_terms) + " of them");
+  if (dtype < 0 || dtype > 3) throw py::value_error("dtype must be 0, 1, 2 or 3");
+  if (n < 1 || m < 1 || d < 1) throw py::value_error("n, m and d must be positive");
+  for (size_t t = 0; t < count; ++t)
+    if (families[t] < 0 || families[t] > 2 || units[t] < 0 || units[t] > 2)
+      throw py::value_error("families and units must be 0, 1 or 2");
   Term terms[max_terms];
   for (size_t t = 0; t < count; ++t)
     terms[t] = {Family(families[t]), Unit(units[t]), pointer<double>(scales)[t],
@@ -103,6 +109,9 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
+  if (const char* name = std::getenv("FASTMMD_ISA"); name && !cpu::instruction_set_available(name))
+    throw py::import_error(std::string("FASTMMD_ISA names '") + name +
+                           "', which is no instruction set that this machine can run");
   module.doc() = "Native core of fastmmd: see fastmmd.ops for the operators built on it.";
   module.def("mmd2", &mmd2, py::arg("x"), py::arg("y"), py::arg("n"), py::arg("m"), py::arg("d"),
              py::arg("x_strides"), py::arg("y_strides"), py::arg("dtype"), py::arg("x_weights"),

@@ -5,7 +5,8 @@
 //     k(D) = sum_t w_t phi_t(c_t D),
 //
 // with scale c_t and coefficient w_t. Terms that share work travel together in a Segment. A family
-// gives three functions of one D (a scalar on the GPU, a SIMD vector on the CPU):
+// gives slope_factor, for whoever fills a segment on the host, and three functions of one D (a
+// scalar on the GPU, a SIMD vector on the CPU):
 //
 //     eval   k  += sum_t w_t phi(c_t D)
 //     grad   the same, and dk += sum_t w_t c_t phi'(c_t D), the slope in D
@@ -15,8 +16,6 @@
 // `Math` names the vector type V and supplies exp and sqrt for it. The numeric trap is r = 0: the
 // slope of a kernel in r = sqrt(D) is unbounded there and is taken as 0 (Math::over_positive).
 #pragma once
-
-#include <cstdint>
 
 #if defined(__CUDACC__)
 #define FASTMMD_INLINE __host__ __device__ __forceinline__
@@ -132,6 +131,9 @@ struct Energy {  // phi(t) = -sqrt(t)
 };
 
 // Calls visit(family struct): the only list of families.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable  // visit may be for the host or for the device
+#endif
 template <class Visit>
 FASTMMD_INLINE void dispatch(Family family, Visit&& visit) {
   switch (family) {

@@ -14,7 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
+#include <exception>
 
 #include "kernels.h"
 

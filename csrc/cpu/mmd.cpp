@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <new>
 
 #include "cpu/dispatch.h"
@@ -24,17 +26,20 @@ constexpr int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / un
 // keeps only P / 2 threads busy, so small samples want small blocks.
 int64_t block_rows(int64_t rows, int64_t d, size_t element) {
   const int64_t largest = element == 4 ? 384 : 256;
-  if (rows >= 12288 || (rows >= 3072 && d >= 768)) return largest;
-  if (rows >= 3072) return largest / 2;
-  if (rows >= 768) return 96;
-  if (rows >= 384) return 64;
-  return 32;
+  int64_t block = 32;
+  if (rows >= 12288 || (rows >= 3072 && d >= 768)) block = largest;
+  else if (rows >= 3072) block = largest / 2;
+  else if (rows >= 768) block = 96;
+  else if (rows >= 384) block = 64;
+  // A tile is not interrupted, and should take a fraction of a second on any processor.
+  while (block > 32 && 6.0 * double(block * block) * double(d) > 1e10) block /= 2;
+  return block;
 }
 
 template <class T>
 class Layout {
  public:
-  Layout(int64_t n, int64_t m, int64_t d, int threads, const TileKernels<T>& k) : d_(d) {
+  Layout(int64_t n, int64_t m, int64_t d, int threads, const TileKernels<T>& k) {
     const int64_t block = block_rows(n + m, d, sizeof(T));
     rows_[0] = n;
     rows_[1] = m;
@@ -57,6 +62,8 @@ class Layout {
   }
 
   int64_t blocks() const { return blocks_[0] + blocks_[1]; }
+  int64_t first_row(int domain) const { return domain ? units_[0] * unit_ : 0; }
+  int64_t end_row(int domain) const { return domain ? padded_rows : units_[0] * unit_; }
   int threads() const { return threads_; }
 
   Block at(int64_t b) const {
@@ -65,8 +72,7 @@ class Layout {
     const int64_t first = b * units_[domain] / blocks_[domain];
     const int64_t last = (b + 1) * units_[domain] / blocks_[domain];
     const int64_t start = first * unit_;
-    return {start + (domain ? units_[0] * unit_ : 0), start,
-            int(std::min(last * unit_, rows_[domain]) - start),
+    return {start + first_row(domain), start, int(std::min(last * unit_, rows_[domain]) - start),
             int((last - first) * unit_ / lanes_), domain};
   }
 
@@ -74,7 +80,7 @@ class Layout {
   Panels feature_panels;
 
  private:
-  int64_t d_, rows_[2], units_[2], blocks_[2], unit_, lanes_;
+  int64_t rows_[2], units_[2], blocks_[2], unit_, lanes_;
   int threads_;
 };
 
@@ -113,7 +119,9 @@ struct Memory {
     pulls = arena.take<double>(layout.padded_rows);
     potentials = arena.take<double>(layout.padded_rows);
     mean = arena.take<double>(d);
+    origin = arena.take<double>(d);
     partial = arena.take<double>((chunks[0] + chunks[1]) * d);
+    largest = arena.take<int64_t>(chunks[0] + chunks[1]);
     sums = arena.take<double>(layout.blocks() * (2 + 2 * max_terms));
     rounds = arena.take<std::atomic<int64_t>>(layout.blocks());
     for (int t = 0; t < layout.threads(); ++t) {
@@ -121,7 +129,7 @@ struct Memory {
       Scratch<T> s;
       s.tile = arena.take<T>(block * block);
       s.weights = arena.take<T>(block);
-      s.distances = arena.take<T>(block);
+      s.near_distances = arena.take<T>(block);
       s.column_pulls = arena.take<T>(block);
       s.column_sums = arena.take<T>(block);
       s.near = arena.take<int>(block);
@@ -141,7 +149,7 @@ struct Memory {
     Scratch<T> s;
     s.tile = of_thread(scratch0.tile, rank);
     s.weights = of_thread(scratch0.weights, rank);
-    s.distances = of_thread(scratch0.distances, rank);
+    s.near_distances = of_thread(scratch0.near_distances, rank);
     s.column_pulls = of_thread(scratch0.column_pulls, rank);
     s.column_sums = of_thread(scratch0.column_sums, rank);
     s.near = of_thread(scratch0.near, rank);
@@ -152,7 +160,8 @@ struct Memory {
   Arena arena;
   int64_t chunks[2];
   T *features, *columns, *norms, *weights;
-  double *pulls, *potentials, *mean, *partial, *sums;
+  double *pulls, *potentials, *mean, *origin, *partial, *sums;
+  int64_t* largest;
   std::atomic<int64_t>* rounds;
   Scratch<T> scratch0;
   typename Median<T>::Counts* counts0;
@@ -164,7 +173,7 @@ struct Memory {
 template <class T>
 class Kernel {
  public:
-  Kernel(const Term* terms, int num_terms, const double* scales) {
+  void set(const Term* terms, int num_terms, const double* scales) {
     int order[max_terms];
     int gaussians = 0;
     double widest = 0;
@@ -183,8 +192,9 @@ class Kernel {
       append(segment, terms, order[o], scale);
       for (int next = o + 1; next < gaussians && segment.length < max_chain; ++next) {
         const double ratio = scales[order[next]] / scale;
-        if (used[next] || !(std::abs(ratio - 2) < 1e-14)) continue;
-        scale = scales[order[next]];
+        constexpr double tolerance = 8 * std::numeric_limits<double>::epsilon();
+        if (used[next] || !(std::abs(ratio - 2) <= tolerance)) continue;
+        scale *= 2;
         used[next] = true;
         append(segment, terms, order[next], scale);
       }
@@ -266,9 +276,8 @@ class Mmd2 {
 
   // Weights with mean one, their sum and the sum of their squares.
   void weights(const Sample& x, int domain) {
-    T* a = memory_.weights + (domain ? layout_.at(first_of_y()).row : 0);
-    const int64_t padded =
-        domain ? layout_.padded_rows - layout_.at(first_of_y()).row : layout_.at(first_of_y()).row;
+    T* a = memory_.weights + layout_.first_row(domain);
+    const int64_t padded = layout_.end_row(domain) - layout_.first_row(domain);
     double sum = double(x.rows), squares = 0;
     if (x.weights) {
       sum = 0;
@@ -284,12 +293,6 @@ class Mmd2 {
     const double rows = double(x.rows);
     within_[domain] = args_.unbiased ? rows * rows - squares : rows * rows;
     squares_[domain] = squares;
-  }
-
-  int64_t first_of_y() const {
-    int64_t b = 0;
-    while (layout_.at(b).domain == 0) ++b;
-    return b;
   }
 
   void work(int rank) {
@@ -324,25 +327,44 @@ class Mmd2 {
       });
   }
 
-  // The pooled mean, summed in chunks of rows whose order is fixed.
+  // The pooled mean, summed in chunks of rows whose order is fixed, and the scale of the data. Rows
+  // are taken relative to the first one, so that equal rows are exactly at their mean.
   void center(int rank) {
     const int64_t d = args_.d, chunks = memory_.chunks[0] + memory_.chunks[1];
+    team_.share(reading_, rank, 1,
+                [&](int64_t) { tiles_.read_row(args_.x, args_.dtype, d, memory_.origin); });
     team_.share(summing_, rank, chunks, [&](int64_t c) {
       double* sums = memory_.partial + c * d;
       std::fill_n(sums, d, 0.0);
       const int domain = c >= memory_.chunks[0];
       const int64_t begin = (c - (domain ? memory_.chunks[0] : 0)) * chunk_rows;
       const int64_t end = std::min(begin + chunk_rows, sample(domain).rows);
-      tiles_.add_columns(sample(domain), args_.dtype, d, begin, end, sums);
+      tiles_.add_columns(sample(domain), args_.dtype, d, memory_.origin, begin, end, sums,
+                         memory_.largest + c);
     });
     const double rows = double(args_.x.rows + args_.y.rows);
     constexpr int64_t slice = 512;
-    team_.share(centering_, rank, round_up(d, slice) / slice, [&](int64_t s) {
+    const int64_t slices = round_up(d, slice) / slice;
+    team_.share(centering_, rank, slices + 1, [&](int64_t s) {
+      if (s == slices)
+        return choose_scale(*std::max_element(memory_.largest, memory_.largest + chunks));
       const int64_t begin = s * slice, end = std::min(d, begin + slice);
       for (int64_t c = 1; c < chunks; ++c)
         for (int64_t k = begin; k < end; ++k) memory_.partial[k] += memory_.partial[c * d + k];
-      for (int64_t k = begin; k < end; ++k) memory_.mean[k] = memory_.partial[k] / rows;
+      for (int64_t k = begin; k < end; ++k)
+        memory_.mean[k] = memory_.origin[k] + memory_.partial[k] / rows;
     });
+  }
+
+  void choose_scale(int64_t bits) {
+    double largest;
+    std::memcpy(&largest, &bits, sizeof largest);
+    all_equal_ = largest == 0;
+    // Beyond these bounds the scale itself would leave the range of T.
+    constexpr int bound = sizeof(T) == 4 ? 120 : 500;
+    exponent_ =
+        all_equal_ || !std::isfinite(largest) ? 0 : std::clamp(std::ilogb(largest), -bound, bound);
+    plan_.scale = T(std::ldexp(1.0, -exponent_));
   }
 
   bool wants(Unit unit) const {
@@ -357,22 +379,27 @@ class Mmd2 {
     for (int64_t i = 0; i < layout_.padded_rows; ++i) norms += double(memory_.norms[i]);
     for (int64_t k = 0; k < args_.d; ++k) {
       // What rounding the mean has left of the sum of the centred rows.
-      const double sum = memory_.partial[k] - rows * double(T(memory_.mean[k]));
+      const double shift = double(T(memory_.mean[k])) - memory_.origin[k];
+      const double sum = (memory_.partial[k] - rows * shift) * double(plan_.scale);
       center += sum * sum;
     }
     return (2 * rows * norms - 2 * center) / (rows * (rows - 1));
   }
 
+  // Bandwidths, in units of the scaled rows.
   void resolve(double median) {
     const double mean = wants(Unit::mean) ? mean_distance() : 0;
+    double scales[max_terms];
     for (int t = 0; t < args_.num_terms; ++t) {
       const Term& term = args_.terms[t];
-      const double unit = term.unit == Unit::fixed ? 1 : term.unit == Unit::mean ? mean : median;
-      units_[t] = unit;
-      out_.scales[t] = unit == 0 ? 0 : term.scale / unit;
+      units_[t] = term.unit == Unit::fixed  ? std::ldexp(1.0, -2 * exponent_)
+                  : term.unit == Unit::mean ? mean
+                                            : median;
+      scales[t] = units_[t] == 0 ? 0 : term.scale / units_[t];
+      out_.scales[t] =
+          term.unit == Unit::fixed ? term.scale : std::ldexp(scales[t], -2 * exponent_);
     }
-    kernel_.~Kernel<T>();
-    new (&kernel_) Kernel<T>(args_.terms, args_.num_terms, out_.scales);
+    kernel_.set(args_.terms, args_.num_terms, scales);
     plan_.segments = kernel_.segments();
     plan_.num_segments = kernel_.num_segments();
     plan_.near_offset = kernel_.near_offset;
@@ -394,7 +421,8 @@ class Mmd2 {
       if (!args_.unbiased) within[domain] += at_zero * squares_[domain];
       within[domain] /= within_[domain];
     }
-    const double value = within[0] + within[1] - cross / (n * m);
+    // Weighted sums of equal numbers round; the MMD of equal points is 0 all the same.
+    const double value = all_equal_ ? 0 : within[0] + within[1] - cross / (n * m);
     if (args_.dtype == Dtype::float64) *static_cast<double*>(out_.value) = value;
     else *static_cast<float*>(out_.value) = float(value);
 
@@ -407,7 +435,7 @@ class Mmd2 {
   // where h = d value / d b.
   void weight_gradient(int domain, double at_zero, double within, double* v) const {
     const int64_t rows = sample(domain).rows;
-    const int64_t row = domain ? layout_.at(first_of_y()).row : 0;
+    const int64_t row = layout_.first_row(domain);
     const double own =
         2 / double(rows) *
         (args_.unbiased ? within / (1 - squares_[domain] / double(rows * rows)) : at_zero);
@@ -417,7 +445,7 @@ class Mmd2 {
       v[i] = double(rows) * memory_.potentials[row + i] + own * a;
       mean += a * v[i] / double(rows);
     }
-    for (int64_t i = 0; i < rows; ++i) v[i] = (v[i] - mean) / weight_sum_[domain];
+    for (int64_t i = 0; i < rows; ++i) v[i] = all_equal_ ? 0 : (v[i] - mean) / weight_sum_[domain];
   }
 
   void term_gradients() const {
@@ -431,7 +459,7 @@ class Mmd2 {
       if (!args_.unbiased)
         for (int domain = 0; domain < 2; ++domain)
           v_w += value_at_zero(term.family) * squares_[domain] / within_[domain];
-      out_.v_coefficients[t] = v_w;
+      out_.v_coefficients[t] = all_equal_ ? 0 : v_w;
       out_.v_scales[t] = units_[t] == 0 ? 0 : term.coefficient * v_c / units_[t];
     }
   }
@@ -444,14 +472,16 @@ class Mmd2 {
   Team team_;
   const Tournament tournament_;
   Median<T> median_;
-  Kernel<T> kernel_{nullptr, 0, nullptr};
+  Kernel<T> kernel_;
   Plan<T> plan_;
   int row_of_sums_;
-  Phase summing_, centering_, packing_, resolving_, playing_, finishing_;
-  double weight_sum_[2];  // of the weights as given
-  double squares_[2];     // sum a_i^2, a with mean one
-  double within_[2];      // what the within-domain sum is divided by
-  double units_[max_terms];
+  Phase reading_, summing_, centering_, packing_, resolving_, playing_, finishing_;
+  double weight_sum_[2];     // of the weights as given
+  double squares_[2];        // sum a_i^2, a with mean one
+  double within_[2];         // what the within-domain sum is divided by
+  double units_[max_terms];  // of the scaled distances
+  int exponent_ = 0;         // rows are scaled by 2^-exponent
+  bool all_equal_ = false;
 };
 
 }  // namespace

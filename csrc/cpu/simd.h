@@ -39,6 +39,15 @@ struct Bits<double> {
   using type = int64_t;
 };
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define FASTMMD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#endif
+#endif
+#if !defined(FASTMMD_SHUFFLE)  // GCC before 12
+#define FASTMMD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype((a) < (b)){__VA_ARGS__})
+#endif
+
 // Shuffles, whose lane numbers have to be constants.
 template <int lanes, class Indices = std::make_integer_sequence<int, lanes>>
 struct Lanes;
@@ -47,7 +56,7 @@ template <int lanes, int... i>
 struct Lanes<lanes, std::integer_sequence<int, i...>> {
   template <int width, class V>
   static FASTMMD_INLINE auto sum(V v) {
-    v += __builtin_shufflevector(v, v, (i + width) % lanes...);
+    v += FASTMMD_SHUFFLE(v, v, (i + width) % lanes...);
     if constexpr (width > 1) return sum<width / 2>(v);
     else return v[0];
   }
@@ -59,8 +68,8 @@ struct Lanes<lanes, std::integer_sequence<int, i...>> {
     for (int r = 0; r < lanes; ++r) {
       if (r & s) continue;
       const V a = rows[r], b = rows[r + s];
-      rows[r] = __builtin_shufflevector(a, b, (i & s ? lanes + i - s : i)...);
-      rows[r + s] = __builtin_shufflevector(a, b, (i & s ? lanes + i : i + s)...);
+      rows[r] = FASTMMD_SHUFFLE(a, b, (i & s ? lanes + i - s : i)...);
+      rows[r + s] = FASTMMD_SHUFFLE(a, b, (i & s ? lanes + i : i + s)...);
     }
     if constexpr (2 * s < lanes) transpose<2 * s>(rows);
   }
@@ -128,7 +137,7 @@ struct Simd {
 #endif
   }
 
-  // num / den where den > 0, else 0; NaN in either stays NaN.
+  // num / den where den > 0, 0 where it is 0; NaN in den stays NaN.
   static FASTMMD_INLINE V over_positive(V num, V den) { return den == 0 ? V{} : num / den; }
 
   static FASTMMD_INLINE V exp(V x) { return Many<T, 1>::exp({{x}}).part[0]; }
@@ -188,9 +197,6 @@ struct Many {
   static FASTMMD_INLINE Many over_positive(const Many& a, const Many& b) {
     return each([&](int u) { return S::over_positive(a.part[u], b.part[u]); });
   }
-  static FASTMMD_INLINE Many min(const Many& a, const Many& b) {
-    return each([&](int u) { return S::min(a.part[u], b.part[u]); });
-  }
   FASTMMD_INLINE V sum() const {
     V total = part[0];
 #pragma GCC unroll 8
@@ -201,13 +207,13 @@ struct Many {
   // exp(x) for x <= 0, relative error about one unit in the last place; exp(0) = 1 exactly.
   //
   // x = n ln 2 + r with |r| <= ln(2) / 2, e^r = 1 + r + r^2 Q(r) with Q the minimax polynomial for
-  // the relative error, and 2^n by integer addition to the exponent. Arguments are clamped where
-  // 2^n would leave the normal range: exp(-87) stands for everything smaller, and further squares
-  // of it flush to zero.
+  // the relative error. The bits of 2^n are made by adding a number so large that the sum is
+  // rounded to an integer, the biased exponent. Arguments are clamped where that is 0, and 2^n with
+  // it. 2^n is multiplied, not added to the exponent: NaN has to stay NaN, whatever its bits.
   static FASTMMD_INLINE Many exp(Many x) {
     constexpr bool single = sizeof(T) == 4;
-    constexpr T lowest = single ? T(-87) : T(-708);
-    constexpr T magic = single ? T(12582912) : T(6755399441055744);  // adding it rounds to integers
+    constexpr T lowest = single ? T(-88) : T(-709);
+    constexpr T magic = single ? T(12582912 + 127) : T(6755399441055744 + 1023);
     constexpr T log2_e = T(1.4426950408889634);
     // ln 2 in two parts; the first has so few bits that n times it is exact.
     constexpr T ln2_high = single ? T(0.693359375) : T(0.693147180369123816490);
@@ -235,12 +241,12 @@ struct Many {
       q = T(0.50000000000000106271) + q * r;
     }
     const Many p = T(1) + (r + r * (q * r));
-    return each([&](int u) { return V(I(p.part[u]) + (I(shifted.part[u]) << exponent)); });
+    return each([&](int u) { return p.part[u] * V(I(shifted.part[u]) << exponent); });
   }
 };
 
-// Results that become subnormal cost a hundred cycles each on some processors and carry nothing:
-// they are flushed to zero while this object lives.
+// Subnormal numbers cost a hundred cycles each on some processors and carry nothing: while this
+// object lives, they count as zero on x86, whatever the calling thread has set.
 class FlushSubnormals {
  public:
 #if defined(__SSE2__)

@@ -61,13 +61,13 @@ class Team {
       use(i);
       phase.finished.fetch_add(1, std::memory_order_acq_rel);
     }
-    wait_for(phase.finished, count);
+    wait_for(phase.finished, rank, count);
   }
 
   // Waits until counter == value; false if the team was stopped meanwhile.
-  bool wait_for(const std::atomic<int64_t>& counter, int64_t value) const {
+  bool wait_for(const std::atomic<int64_t>& counter, int rank, int64_t value) {
     for (Wait wait; counter.load(std::memory_order_acquire) != value; wait.once())
-      if (stopped()) return false;
+      if (!go_on(rank)) return false;
     return true;
   }
 
@@ -85,6 +85,7 @@ class Team {
 
   // Asks the caller, a few times a second and on its own thread, whether to go on.
   bool go_on(int rank) {
+    if (stopped()) return false;
     if (rank == 0 && interrupted_ && Clock::now() - asked_ > std::chrono::milliseconds(100)) {
       if (interrupted_(context_)) stopped_.store(true, std::memory_order_relaxed);
       asked_ = Clock::now();
@@ -166,9 +167,9 @@ class Tournament {
     team.share(phase, rank, games(), [&](int64_t index) {
       const Game g = game(index);
       // Games are handed out in order, so whoever is waited for is already running.
-      if (!team.wait_for(rounds[g.first], g.round)) return;
+      if (!team.wait_for(rounds[g.first], rank, g.round)) return;
       if (!g.rest) {
-        if (!team.wait_for(rounds[g.second], g.round)) return;
+        if (!team.wait_for(rounds[g.second], rank, g.round)) return;
         play(g.first, g.second);
         if (g.second != g.first) rounds[g.second].store(g.round + 1, std::memory_order_release);
       }

@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "cpu/simd.h"
+#include "cpu/source.h"
 #include "cpu/tile.h"
 
 namespace fastmmd::cpu::FASTMMD_ISA {
@@ -23,64 +24,12 @@ namespace {
 // D of a pair is recomputed from differences below near * (|z_i|^2 + |z_j|^2), where the inner
 // product has left it 2^-14 relative accuracy in float32.
 constexpr double near = 1.0 / (1 << 10);
-// Its gradient is then added pair by pair below this, where z_i sum g - sum g z_j would cancel.
-constexpr double very_near = 1.0 / (1 << 22);
+// Its gradient is added pair by pair below this, where z_i sum g - sum g z_j would cancel: at the
+// threshold g |z_i| is 2^10 times the difference, which costs the pair ten bits.
+constexpr double very_near = 1.0 / (1 << 20);
 // Features summed before the tile is touched: a streamed panel of them stays in the L1 cache, and a
 // sum of partial sums loses fewer digits than one long one.
 constexpr int64_t chunk_features = 192;
-
-template <class T>
-T convert(T v) {
-  return v;
-}
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat {
-  uint16_t bits;
-};
-
-float from_bits(uint32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
-}
-
-float convert(BFloat h) { return from_bits(uint32_t(h.bits) << 16); }
-
-float convert(Half h) {
-  const uint32_t magnitude = h.bits & 0x7fffu;
-  // Scaling by 2^112 moves the exponent bias of float16 to that of float32, subnormals included.
-  const float finite = from_bits(magnitude << 13) * 0x1p112f;
-  const float special = from_bits((magnitude << 13) | 0x7f800000u);
-  const float f = magnitude >= 0x7c00u ? special : finite;
-  return h.bits & 0x8000u ? -f : f;
-}
-
-// Calls use(const Source* data) with the element type of the sample.
-template <class Use>
-void with_source(const Sample& x, Dtype dtype, Use&& use) {
-  switch (dtype) {
-    case Dtype::float32: return use(static_cast<const float*>(x.data));
-    case Dtype::float64: return use(static_cast<const double*>(x.data));
-    case Dtype::float16: return use(static_cast<const Half*>(x.data));
-    case Dtype::bfloat16: return use(static_cast<const BFloat*>(x.data));
-  }
-}
-
-void add_columns(const Sample& x, Dtype dtype, int64_t d, int64_t begin, int64_t end,
-                 double* sums) {
-  with_source(x, dtype, [&](auto data) {
-    for (int64_t i = begin; i < end; ++i) {
-      auto row = data + i * x.row_stride;
-      if (x.column_stride == 1)
-        for (int64_t k = 0; k < d; ++k) sums[k] += double(convert(row[k]));
-      else
-        for (int64_t k = 0; k < d; ++k) sums[k] += double(convert(row[k * x.column_stride]));
-    }
-  });
-}
 
 template <class T>
 struct Loop {
@@ -111,6 +60,8 @@ struct Loop {
   // ---- packing ----
 
   static void pack(const Plan<T>& plan, const Sample& x, Dtype dtype, const Block& block) {
+    const FlushSubnormals flush;
+    const T scale = plan.scale;
     const Panels& panels = plan.feature_panels;
     const int64_t padded = int64_t(block.vectors) * lanes;
     for (int64_t p = 0; p < panels.count(); ++p) {
@@ -124,10 +75,9 @@ struct Loop {
           int64_t k = 0;
           if (i < block.rows) {
             auto row = data + (block.start + i) * x.row_stride + k0 * x.column_stride;
-            if (x.column_stride == 1)
-              for (; k < features; ++k) out[k] = T(convert(row[k])) - T(mean[k]);
-            else
-              for (; k < features; ++k) out[k] = T(convert(row[k * x.column_stride])) - T(mean[k]);
+            for_columns(row, x.column_stride, 0, features,
+                        [&](int64_t c, auto v) { out[c] = (T(v) - T(mean[c])) * scale; });
+            k = features;
           }
           for (; k < width; ++k) out[k] = 0;
         }
@@ -273,6 +223,7 @@ struct Loop {
 
   static void distances(const Plan<T>& plan, const Block& I, const Block& J,
                         const Scratch<T>& scratch) {
+    const FlushSubnormals flush;
     const int64_t ld = int64_t(J.vectors) * lanes;
     const Panels columns = row_panels(J);
     for (int64_t c = 0; c < chunks(plan); ++c)
@@ -335,7 +286,6 @@ struct Loop {
     const double copies = diagonal ? 1 : 2;  // the mirrored tile
     const int64_t ld = int64_t(J.vectors) * lanes;
     T* const weights = scratch.weights;
-    T* const distances = scratch.distances;
     T* const column_pulls = scratch.column_pulls;
     T* const column_sums = plan.potentials ? scratch.column_sums : nullptr;
     const T* const norms = plan.norms + J.row;
@@ -360,11 +310,15 @@ struct Loop {
           W dk = zero;
           kernel.grad(D, k, dk);
           const W g = slope * w * dk;
-          row_pull += g.sum();
-          (W::load(column_pulls + j) + g).store(column_pulls + j);
           const W excess = D - T(very_near) * (norm + W::load(norms + j));
           for (const V& part : excess.part) margin = S::min(margin, part);
-          D.store(distances + j);
+          // The weight of a very near pair would drown the sums that it is part of.
+          const W far = W::each([&](int u) { return excess.part[u] < 0 ? V{} : g.part[u]; });
+          const W near_distances =
+              W::each([&](int u) { return excess.part[u] < 0 ? D.part[u] : S::broadcast(-1); });
+          row_pull += far.sum();
+          (W::load(column_pulls + j) + far).store(column_pulls + j);
+          near_distances.store(scratch.near_distances + j);
           g.store(row + j);
         } else {
           kernel.eval(D, k);
@@ -413,21 +367,17 @@ struct Loop {
     }
   }
 
-  // Row i has partners so near that their gradient is better made from z_i - z_j than from
-  // z_i sum g - sum g z_j. They are few, or the data are duplicates up to noise.
+  // Row i has partners so near that their gradient is made from z_i - z_j, outside the products.
   static __attribute__((noinline)) void push_apart(const Plan<T>& plan, const Block& I,
                                                    const Block& J, int64_t i, T* row,
                                                    const Scratch<T>& scratch) {
-    const T norm = plan.norms[I.row + i] - plan.near_offset;
-    T* near_pulls = scratch.distances;
+    T* near_pulls = scratch.near_distances;
     int count = 0;  // never ahead of j: the distances are read before they are overwritten
     for (int64_t j = 0; j < J.rows; ++j) {
-      const T D = scratch.distances[j];
-      if (!(D < T(very_near) * (norm + plan.norms[J.row + j]))) continue;
+      const T D = scratch.near_distances[j];
+      if (D < 0) continue;
       const T g = row[j];
       row[j] = 0;
-      scratch.column_pulls[j] -= g;
-      plan.pulls[I.row + i] -= double(g);
       if (D == 0) continue;
       scratch.near[count] = int(j);
       near_pulls[count++] = g;
@@ -535,21 +485,29 @@ struct Loop {
   }
 
   static void finish(const Plan<T>& plan, const Block& block) {
+    const T scale = plan.scale;  // dz / dx
     for (int64_t i = 0; i < block.rows; ++i) {
       const T pull = T(plan.pulls[block.row + i]);
       T* v = plan.v[block.domain] + (block.start + i) * plan.d;
       for (int64_t p = 0; p < plan.feature_panels.count(); ++p) {
         const T* z = feature_row(plan, p, block.row + i);
         T* to = v + plan.feature_panels.first(p) * lanes;
-        for (int64_t k = 0; k < panel_features(plan, p); ++k) to[k] += pull * z[k];
+        for (int64_t k = 0; k < panel_features(plan, p); ++k) to[k] = (to[k] + pull * z[k]) * scale;
       }
     }
   }
 
-  static constexpr TileKernels<T> kernels = {lanes,        lanes > tile_rows ? lanes : tile_rows,
-                                             tile_vectors, add_columns,
-                                             pack,         distances,
-                                             tile,         finish};
+  static constexpr TileKernels<T> kernels = {
+      .lanes = lanes,
+      .row_unit = lanes > tile_rows ? lanes : tile_rows,
+      .panel_vectors = tile_vectors,
+      .read_row = read_row,
+      .add_columns = add_columns,
+      .pack = pack,
+      .distances = distances,
+      .tile = tile,
+      .finish = finish,
+  };
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 // What one thread does to one tile of the pairwise matrix, and the memory layout it does it on.
 //
-// The pooled, centred sample is kept twice, in the two orders that the register blocks read:
+// The pooled sample, centred and scaled by a power of two, is kept twice, in the two orders that
+// the register blocks read:
 //
 //   features   panels of a few vectors of features, [panel][row][width]: broadcast operand of the
 //              inner products, streamed operand of the gradient products
@@ -19,14 +20,15 @@
 namespace fastmmd::cpu {
 
 // `vectors` SIMD vectors cut into as few panels as possible, none wider than `widest`, as evenly as
-// possible: an even cut keeps every register block busy (4 = 2 + 2, not 3 + 1).
+// possible: an even cut keeps every register block busy (4 = 2 + 2, not 3 + 1). Inlined everywhere,
+// as the linker would keep one copy for all instruction sets.
 struct Panels {
   int64_t vectors;
   int widest;
 
-  int64_t count() const { return (vectors + widest - 1) / widest; }
-  int64_t first(int64_t p) const { return p * vectors / count(); }
-  int width(int64_t p) const { return int(first(p + 1) - first(p)); }
+  FASTMMD_INLINE int64_t count() const { return (vectors + widest - 1) / widest; }
+  FASTMMD_INLINE int64_t first(int64_t p) const { return p * vectors / count(); }
+  FASTMMD_INLINE int width(int64_t p) const { return int(first(p + 1) - first(p)); }
 };
 
 struct Block {
@@ -44,6 +46,7 @@ struct Plan {
   int lanes;
   Panels feature_panels;
   const double* mean;  // [d]
+  T scale;             // z = scale (x - mean), a power of two: squares stay within range
   T* features;         // [panels][padded_rows][width * lanes]
   T* columns;          // [blocks][panels][d][width * lanes]
   T* norms;            // [padded_rows] |z_i|^2
@@ -61,13 +64,13 @@ struct Plan {
 
 template <class T>
 struct Scratch {
-  T* tile;          // [block, block]: distances, then gradient weights
-  T* weights;       // [block]
-  T* distances;     // [block]
-  T* column_pulls;  // [block]
-  T* column_sums;   // [block]
-  int* near;        // [block] columns
-  T* terms;         // [2, max_terms, lanes]
+  T* tile;            // [block, block]: distances, then gradient weights
+  T* weights;         // [block]
+  T* near_distances;  // [block] of one row: distances of very near pairs, -1 elsewhere
+  T* column_pulls;    // [block]
+  T* column_sums;     // [block]
+  int* near;          // [block] columns
+  T* terms;           // [2, max_terms, lanes]
 };
 
 // The functions of one instruction set.
@@ -77,9 +80,12 @@ struct TileKernels {
   int row_unit;       // blocks are padded to a multiple of this
   int panel_vectors;  // widest panel
 
-  // sums[k] += sum over rows [begin, end) of x[:, k].
-  void (*add_columns)(const Sample& x, Dtype dtype, int64_t d, int64_t begin, int64_t end,
-                      double* sums);
+  // row[k] = x[0, k].
+  void (*read_row)(const Sample& x, Dtype dtype, int64_t d, double* row);
+  // sums[k] += sum_i (x[i, k] - origin[k]) over rows [begin, end); the bits of the largest
+  // magnitude among the differences into *largest.
+  void (*add_columns)(const Sample& x, Dtype dtype, int64_t d, const double* origin, int64_t begin,
+                      int64_t end, double* sums, int64_t* largest);
   // Fills features, columns, norms and zeroes v for the rows of a block.
   void (*pack)(const Plan<T>&, const Sample& x, Dtype dtype, const Block&);
   // Squared distances of block I against block J into scratch.tile, [rows, J.vectors * lanes];
@@ -91,7 +97,7 @@ struct TileKernels {
   // Gradients are those of C sum_ij a_i a_j k_ij.
   void (*tile)(const Plan<T>&, const Block& I, const Block& J, double C, const Scratch<T>&,
                double* sums);
-  // v_i += pull_i z_i: the last step of the gradient.
+  // v_i = scale (v_i + pull_i z_i): the last step of the gradient.
   void (*finish)(const Plan<T>&, const Block&);
 };
 

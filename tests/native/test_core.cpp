@@ -328,19 +328,79 @@ void interruption() {
 }
 
 void undefined_values() {
-  Case c{50, 40, 9, {{Family::gaussian, Unit::median, 1, 1}}, false, false, false, "nan"};
-  for (float bad :
-       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    auto x = normal(c.n * c.d, 10);
-    x[7] = bad;
-    check(std::isnan(run(c, x, normal(c.m * c.d, 11), {}, {}, 2).value), "NaN in, NaN out");
-  }
-  const std::vector<float> same_x(c.n * c.d, 3.3f), same_y(c.m * c.d, 3.3f);
-  for (Unit unit : {Unit::mean, Unit::median}) {
-    c.terms[0].unit = unit;
-    const Result<float> r = run(c, same_x, same_y, {}, {}, 2);
-    check(r.value == 0 && std::count(r.v_x.begin(), r.v_x.end(), 0.f) == c.n * c.d,
-          "equal points give 0");
+  for (Family family : {Family::gaussian, Family::laplacian, Family::energy})
+    for (Unit unit : {Unit::fixed, Unit::mean, Unit::median}) {
+      const Case c{50, 40, 9, {{family, unit, 1, 1}}, false, false, false, "nan"};
+      // NaN with various payloads, and infinity.
+      for (uint32_t bits : {0x7fc00000u, 0x7fc00001u, 0x7fc00181u, 0x7fffffffu, 0x7f800000u}) {
+        auto x = normal(c.n * c.d, 10);
+        std::memcpy(&x[7], &bits, 4);
+        const Result<float> r = run(c, x, normal(c.m * c.d, 11), {}, {}, 2);
+        check(std::isnan(r.value), "NaN in, NaN out");
+        check(std::all_of(r.v_x.begin(), r.v_x.end(), [](float v) { return std::isnan(v); }),
+              "NaN in, NaN gradient");
+      }
+    }
+}
+
+template <class T>
+void equal_points() {
+  for (Unit unit : {Unit::fixed, Unit::mean, Unit::median})
+    for (bool weighted : {false, true}) {
+      const Case c{50, 41, 9, {{Family::gaussian, unit, 1, 1}}, false, weighted, true, "equal"};
+      const std::vector<T> x(c.n * c.d, T(0.1)), y(c.m * c.d, T(0.1));
+      const auto w = normal(c.n, 12);
+      std::vector<double> weights;
+      for (float v : w) weights.push_back(std::abs(v));
+      const Result<T> r = run(c, x, y, weights, weights, 2);
+      auto zero = [](const auto& v) {
+        return std::all_of(v.begin(), v.end(), [](auto e) { return e == 0; });
+      };
+      check(r.value == 0 && zero(r.v_x) && zero(r.v_y) && zero(r.v_x_weights) && zero(r.v_scales) &&
+                zero(r.v_coefficients),
+            "equal points give 0");
+    }
+}
+
+// Pairs closer than the rounding of their inner product, for kernels with a kink at 0. (The
+// gradient of a smooth kernel goes to 0 with the distance, below the rounding of the sums it is
+// made from.)
+void near_duplicates() {
+  for (Family family : {Family::laplacian, Family::energy})
+    for (float step : {1e-3f, 1e-5f, 1e-7f}) {
+      Case c{60, 60, 8, {{family, Unit::fixed, 1, 1}}, false, false, false, "near"};
+      const auto x = normal(c.n * c.d, 13);
+      auto y = x;
+      for (int64_t i = 0; i < c.m; ++i) {
+        float moved = x[i * c.d] + step;
+        y[i * c.d] = moved;
+      }
+      const Result<float> r = run(c, x, y, {}, {}, 2);
+      const Result<double> exact = oracle(c, x, y, {}, {});
+      check(distance(r.v_x, exact.v_x) < (step < 1e-4f ? 2e-4 : 2e-3),
+            "gradient of near duplicates, family " + std::to_string(int(family)) + ", step " +
+                std::to_string(step) + ": " + std::to_string(distance(r.v_x, exact.v_x)));
+    }
+}
+
+// Data in other units: what does not depend on units does not change a bit.
+void scales_of_data() {
+  const auto x0 = normal(60 * 20, 14), y0 = normal(50 * 20, 15, 0.5f);
+  auto scaled = [&](const std::vector<float>& v, int e) {
+    std::vector<float> s;
+    for (float f : v) s.push_back(std::ldexp(f, e));
+    return s;
+  };
+  for (int e : {-60, -30, 30, 60}) {
+    Case c{60, 50, 20, {{Family::gaussian, Unit::mean, 1, 1}}, false, false, false, "scaled"};
+    const Result<float> one = run(c, x0, y0, {}, {}, 1);
+    const Result<float> r = run(c, scaled(x0, e), scaled(y0, e), {}, {}, 1);
+    check(r.value == one.value, "value at scale 2^" + std::to_string(e));
+    check(scaled(r.v_x, e) == one.v_x, "gradient at scale 2^" + std::to_string(e));
+    c.terms[0] = {Family::energy, Unit::fixed, 1, 1};
+    check(std::ldexp(run(c, scaled(x0, e), scaled(y0, e), {}, {}, 1).value, -e) ==
+              run(c, x0, y0, {}, {}, 1).value,
+          "energy at scale 2^" + std::to_string(e));
   }
 }
 
@@ -400,6 +460,10 @@ int main() {
     concurrent_calls();
     interruption();
     undefined_values();
+    equal_points<float>();
+    equal_points<double>();
+    near_duplicates();
+    scales_of_data();
   }
   check(!cpu::use_instruction_set("abacus"), "an unknown instruction set is refused");
   std::printf("%d passed, %d failed\n", passed, failed);
