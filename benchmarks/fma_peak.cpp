@@ -25,7 +25,7 @@ double run(double seconds) {
   constexpr int chains = 12;
   V acc[chains];
   V a = V{} + T(0.999999), b = V{} + T(1e-6);
-  asm volatile("" : "+x"(a), "+x"(b));
+  asm volatile("" : "+m"(a), "+m"(b));  // unknown to the compiler
   for (V& v : acc) v = V{} + T(1);
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
@@ -42,7 +42,7 @@ double run(double seconds) {
   } while (std::chrono::duration<double>(Clock::now() - begin).count() < seconds);
   V sum{};
   for (V& v : acc) sum += v;
-  asm volatile("" : : "x"(sum));
+  asm volatile("" : : "m"(sum));
   return best;
 }
 

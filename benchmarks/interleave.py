@@ -22,7 +22,7 @@ class Budget:
     """How long to go on, in seconds and rounds, and how long a turn of a lane is at least."""
 
     seconds: float
-    least: int = 4
+    least: int = 3
     most: int = 40
     turn: float = 0.03
 

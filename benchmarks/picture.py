@@ -167,16 +167,14 @@ def _share(run: Run, axes: Axes) -> None:
             )
     for bound, style in zip(SHARE_OF_PEAK, ("-", ":"), strict=True):
         axes.axhline(bound, color="black", lw=1.2, ls=style)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.05)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(-0.6, len(sizes) - 0.4)
     axes.grid(axis="y", color="#e5e5e5")
     _size_ticks(axes, sizes)
     axes.set_title("Share of the FMA peak of the run")
-    axes.legend(
-        loc="lower left", facecolor="white", framealpha=0.85, frameon=True, edgecolor="none"
-    )
+    axes.legend(loc="upper left", ncols=2, columnspacing=1.2, handlelength=1.2)
 
 
 def _memory(run: Run, axes: Axes) -> None:

@@ -20,7 +20,7 @@ class Session:
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
-        self.budget = Budget(1.0, least=3) if quick else Budget(8.0)
+        self.budget = Budget(1.0 if quick else 8.0)
         self.threads = torch.get_num_threads()
         self.instruction_set: str = native.instruction_set()
         self.peak = Peak()

@@ -28,7 +28,7 @@ def imports(session: Session) -> Rounds:
         seconds_to_import(module)  # the files are in memory afterwards
     return interleave(
         {module: partial(seconds_to_import, module) for module in MODULES},
-        Budget(5.0, least=3) if session.quick else Budget(20.0, least=7),
+        Budget(5.0) if session.quick else Budget(20.0, least=7),
         measure=lambda lane, calls: sum(lane() for _ in range(calls)),
     )
 
