@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pytest_arguments(quick: bool, select: str | None, record: Path) -> list[str]:
     arguments = [str(Path(__file__).parent), "-v", "--no-header", "--disable-warnings"]
     arguments += ["-p", "no:cacheprovider", "-W", "default"]  # warnings of others are no failure
-    arguments += ["--benchmark-quiet", f"--benchmark-json={record}"]
+    arguments += [f"--benchmark-json={record}"]
     return arguments + ["--quick"] * quick + (["-k", select] if select else [])
 
 

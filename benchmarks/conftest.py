@@ -30,6 +30,10 @@ def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
     commit_info.pop("branch", None)
 
 
+def pytest_benchmark_group_stats() -> list[Any]:
+    return []  # no table of pytest-benchmark's own beside that of the report
+
+
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     session = config.stash[SESSION]
     peaks = session.peak.highest()

@@ -48,14 +48,21 @@ STYLE: dict[Any, Any] = {
 def draw(run: Run, path: Path) -> None:
     """Speed-up by size, share of peak and peak memory, side by side."""
     m = run.machine
+    panels = ((_speed, "compare", 1.9), (_share, "limit", 1.0), (_memory, "compare", 1.25))
+    panels = tuple(panel for panel in panels if run.find(panel[1]))
+    widths = [width for _, _, width in panels]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, 3, figsize=(14.5, 4.6), layout="constrained", width_ratios=(1.9, 1, 1.25)
+            1,
+            len(panels),
+            figsize=(3.5 * sum(widths), 4.6),
+            layout="constrained",
+            width_ratios=widths,
+            squeeze=False,
         )
         _legend(figure, run)
-        _speed(run, axes[0])
-        _share(run, axes[1])
-        _memory(run, axes[2])
+        for (draw_panel, _, _), ax in zip(panels, axes[0], strict=True):
+            draw_panel(run, ax)
         kind = f"{m['cpu']} family {m['cpu_family']}" if m["cpu_family"] else m["cpu"]
         caption = (
             f"float32, five Gaussians, value and gradients, n = m. {kind},"
@@ -76,7 +83,7 @@ def _size_ticks(axes: Axes, sizes: list[tuple[int, int]]) -> None:
 
 def _legend(figure: Figure, run: Run) -> None:
     """What the colours of all panels mean, once."""
-    shown = [p for p in COLOURS if run.find("compare", peer=p)]
+    shown = [p for p in COLOURS if p == "fastmmd" or run.find("compare", peer=p)]
     entries: list[Artist] = [Patch(color=COLOURS[p], label=PEERS[p].title) for p in shown]
     entries += [
         Line2D([], [], color="black", lw=1.6, label="asked for"),

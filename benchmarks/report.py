@@ -23,10 +23,11 @@ def write(run: Run, folder: Path) -> str:
     text = markdown(run)
     (folder / "results.json").write_text(json.dumps(summary(run), indent=1) + "\n")
     (folder / "table.md").write_text(text)
-    # Matplotlib takes a second to import, and only this needs it.
-    from benchmarks.picture import draw
+    if any(row.kind in ("compare", "limit") for row in run.rows):
+        # Matplotlib takes a second to import, and only this needs it.
+        from benchmarks.picture import draw
 
-    draw(run, folder / "bench.png")
+        draw(run, folder / "bench.png")
     return text
 
 
@@ -69,16 +70,17 @@ def markdown(run: Run) -> str:
 def _heading(run: Run) -> str:
     m = run.machine
     peaks = ", ".join(
-        f"{rate / 1e9:.0f} ({name}, {threads} thread{'s' * (threads != 1)})"
+        f"{rate / 1e9:.0f} ({name}, {_threads(threads)})"
         for (name, threads), rate in run.peaks.items()
     )
     commit = run.commit["id"][:12] + (" with changes" if run.commit["dirty"] else "")
     lines = [
         f"{m['cpu']} (family {m['cpu_family']}, model {m['cpu_model']}), {m['cores']} cores,"
-        f" {m['threads']} threads, {m['instruction_set']}; torch {m['torch']}, {m['compiler']},"
+        f" {_threads(m['threads'])}, {m['instruction_set']}; torch {m['torch']}, {m['compiler']},"
         f" Python {m['python']}; fastmmd {m['fastmmd']}, commit {commit}; {run.when[:16]} UTC.",
-        f"FMA peak in this run, GFLOP/s: {peaks}.",
     ]
+    if peaks:
+        lines.append(f"FMA peak in this run, GFLOP/s: {peaks}.")
     if run.disturbance is not None:
         lines.append(f"Taken by others meanwhile: {100 * run.disturbance:.1f} % of the machine.")
         if run.disturbance > QUIET:
@@ -87,6 +89,10 @@ def _heading(run: Run) -> str:
         lines.append("A quick run: few rounds.")
     lines += [f"**Void: {reason}.**" for reason in run.void]
     return "\n".join(lines)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -152,6 +152,7 @@ def growing(session: Session) -> Measured:
             "peak_memory": memory.of_peers(cell, [lane])[lane],
             "peak_memory_one_thread": memory.of_peers(Cell(cell.n, cell.d, 1), [lane])[lane],
         }
+    session.peak.sample(session.instruction_set, session.threads)
     noise = Disturbance()
     rounds = interleave(lanes, session.budget)
     disturbance = noise.since_last()
