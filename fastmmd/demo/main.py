@@ -52,7 +52,8 @@ def demo(
     last = {run.model: run for run in runs if run.seed == 0}
     x, y = batch_features(last["aligned"].aligner, domains, settings)
     loss_ms = interleaved_ms({"fastmmd": MMDLoss(), "pytorch": reference.mmd2}, x, y, rounds=200)
-    with folder.filling() as path:
+    # Not sooner: what draws the status would disturb the timing.
+    with console.status("drawing the pictures"), folder.filling() as path:
         figures.samples(path / "samples.png", domains)
         figures.features(path / "features.png", last["source-only"], last["aligned"], domains)
         trained = last["aligned"].aligner
