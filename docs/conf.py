@@ -30,6 +30,10 @@ napoleon_use_rtype = False
 
 # What an example may take as given.
 doctest_global_setup = """
+import logging
+import warnings
+logging.getLogger("lightning.pytorch").setLevel("ERROR")
+warnings.filterwarnings("ignore", module="lightning")
 import torch
 import fastmmd as fm
 from torch import nn
