@@ -48,8 +48,8 @@ STYLE: dict[Any, Any] = {
 def draw(run: Run, path: Path) -> None:
     """Speed-up by size, share of peak and peak memory, side by side."""
     m = run.machine
-    panels = ((_speed, "compare", 1.9), (_share, "limit", 1.0), (_memory, "compare", 1.25))
-    panels = tuple(panel for panel in panels if run.find(panel[1]))
+    possible = ((_speed, "compare", 1.9), (_share, "limit", 1.0), (_memory, "compare", 1.25))
+    panels = [panel for panel in possible if run.find(panel[1])]
     widths = [width for _, _, width in panels]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
