@@ -268,10 +268,11 @@ class Scaled(Kernel):
             self._constant_terms = self._make_terms()
 
     def _make_terms(self) -> Terms:
-        terms, factor = self.kernel.terms(), self.factor
+        factor = self.factor
         if isinstance(factor, Tensor):
             factor = _checked_positive("factor", factor).double()
-        return terms._replace(coefficients=terms.coefficients * factor)
+        families, scales, coefficients, shapes, units = self.kernel.terms()
+        return Terms(families, scales, coefficients * factor, shapes, units)
 
     def __repr__(self) -> str:
         inner = f"({self.kernel!r})" if isinstance(self.kernel, Sum) else repr(self.kernel)

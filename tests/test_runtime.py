@@ -37,15 +37,23 @@ def python(code: str, timeout: float = 120, **environment: str) -> str:
     return run.stdout
 
 
-def least_times(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The least time of each function in seconds, taken in turns."""
+Times = dict[str, float]
+
+
+def measure(
+    functions: dict[str, Callable[[], object]], holds: Callable[[Times], bool], rounds: int = 12
+) -> None:
+    """Time the functions in turns until their least times hold, or do not after all rounds."""
     times = dict.fromkeys(functions, float("inf"))
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name] = min(times[name], time.perf_counter() - start)
-    return times
+    with threads(1):
+        for _ in range(rounds):
+            for name, function in functions.items():
+                start = time.perf_counter()
+                function()
+                times[name] = min(times[name], time.perf_counter() - start)
+            if holds(times):
+                return
+    pytest.fail(f"least seconds of {rounds} rounds: {times}")
 
 
 # --- forks and threads ---------------------------------------------------------------------------
@@ -192,18 +200,12 @@ def test_memory_is_linear(kernel: str, count: int) -> None:
 
 def test_time_is_quadratic() -> None:
     """No fall off a cliff as the samples outgrow the caches."""
-    with threads(2):
-        calls = {}
-        for n in (4096, 8192, 16384):
-            case = make_case(0, n, n, 64)
-            x = case.x.requires_grad_()
-            calls[n] = lambda case=case, x=x: torch.autograd.grad(
-                fm.mmd2(x, case.y, case.kernel), x
-            )
-        calls[4096]()
-        times = least_times(calls, 4)
-    assert times[8192] <= 4.3 * times[4096]
-    assert times[16384] <= 4.3 * times[8192]
+    calls = {}
+    for name, n in {"4k": 4096, "8k": 8192, "16k": 16384}.items():
+        case = make_case(0, n, n, 64)
+        case.x.requires_grad_()
+        calls[name] = lambda c=case: torch.autograd.grad(fm.mmd2(c.x, c.y, c.kernel), c.x)
+    measure(calls, lambda t: t["8k"] <= 4.3 * t["4k"] and t["16k"] <= 4.3 * t["8k"], rounds=6)
 
 
 def test_subnormal_numbers_are_not_slow() -> None:
@@ -213,9 +215,8 @@ def test_subnormal_numbers_are_not_slow() -> None:
     normal, subnormal = fm.Gaussian((r2 / 2) ** 0.5, (1,)), fm.Gaussian((r2 / 190) ** 0.5, (1,))
     x = case.x.requires_grad_()
     run = lambda k: torch.autograd.grad(fm.mmd2(x, case.y, k), x)  # noqa: E731
-    with threads(1):
-        times = least_times({"normal": lambda: run(normal), "small": lambda: run(subnormal)}, 15)
-    assert times["small"] <= 1.5 * times["normal"]
+    calls = {"normal": lambda: run(normal), "subnormal": lambda: run(subnormal)}
+    measure(calls, lambda t: t["subnormal"] <= 1.5 * t["normal"])
 
 
 def test_clustered_data_are_not_slow() -> None:
@@ -226,9 +227,8 @@ def test_clustered_data_are_not_slow() -> None:
     run = lambda x: torch.autograd.grad(fm.mmd2(x, x.detach() + 1e-5, case.kernel), x)  # noqa: E731
     spread = case.x.requires_grad_()
     clustered.requires_grad_()
-    with threads(1):
-        times = least_times({"spread": lambda: run(spread), "tight": lambda: run(clustered)}, 5)
-    assert times["tight"] <= 3 * times["spread"]
+    calls = {"spread": lambda: run(spread), "clustered": lambda: run(clustered)}
+    measure(calls, lambda t: t["clustered"] <= 3 * t["spread"])
 
 
 def test_value_alone_costs_less() -> None:
@@ -240,10 +240,8 @@ def test_value_alone_costs_less() -> None:
             fm.mmd2(x, y, case.kernel)
 
     both = lambda: torch.autograd.grad(fm.mmd2(x, y, case.kernel), [x, y])  # noqa: E731
-    with threads(1):
-        times = least_times({"value": value, "both": both}, 7)
-    # a third of the products; measured more closely in the benchmarks
-    assert times["value"] <= 0.6 * times["both"]
+    # a third of the products; the benchmarks measure it on a quiet machine
+    measure({"value": value, "both": both}, lambda t: t["value"] <= 0.6 * t["both"])
 
 
 def test_import_time() -> None:
