@@ -32,10 +32,11 @@ def mmd2(
     wanted it is made in the same pass. The result does not depend on the number of threads, to
     the last bit.
 
-    Differentiable in x, y, the weights, and the tensor bandwidths and weights of the kernel; twice in
-    eager mode, by a slower road. Heuristic bandwidths count as constants. ``torch.compile``,
-    ``torch.export`` and ``torch.func`` take it; ``vmap`` calls it once for each element. NaN or
-    infinity in the data gives NaN; if all points are equal the result is 0, as are the gradients.
+    Differentiable in x, y, the weights, and the tensor bandwidths and weights of the kernel;
+    twice in eager mode, by a slower road. Heuristic bandwidths count as constants.
+    ``torch.compile``, ``torch.export`` and ``torch.func`` take it; ``vmap`` calls it once for
+    each element. NaN or infinity in the data gives NaN; if all points are equal the result is 0,
+    as are the gradients.
 
     Args:
         x: the first sample, [n, d], float16, bfloat16, float32 or float64, with any strides.
