@@ -18,8 +18,8 @@ endfunction()
 set(FASTMMD_ISAS baseline)
 fastmmd_add_isa(baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  fastmmd_add_isa(avx2 -mavx2 -mfma -mf16c)
-  fastmmd_add_isa(avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx2 -mfma -mf16c
+  fastmmd_add_isa(avx2 -mavx2 -mfma)
+  fastmmd_add_isa(avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx2 -mfma
                   -mprefer-vector-width=512)
   target_compile_definitions(fastmmd_core PRIVATE FASTMMD_HAVE_AVX2=1 FASTMMD_HAVE_AVX512=1)
   list(APPEND FASTMMD_ISAS avx2 avx512)
