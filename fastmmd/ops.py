@@ -37,6 +37,7 @@ _NO_NEEDS = (False,) * 6
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _CPU = torch.device("cpu")
+_MAX_TERMS = 128  # that the native core takes
 
 
 def mmd2(
@@ -64,6 +65,10 @@ def mmd2(
         NotImplementedError: for forward-mode differentiation, and for CUDA tensors.
     """
     families, scales, coefficients, shapes, units = terms
+    if len(families) > _MAX_TERMS:  # the MMD is linear in the kernel
+        some, others = slice(None, _MAX_TERMS), slice(_MAX_TERMS, None)
+        parts = (Terms(*(values[part] for values in terms)) for part in (some, others))
+        return torch.stack([mmd2(x, y, x_weights, y_weights, t, unbiased) for t in parts]).sum()
     inputs = (x, y, x_weights, y_weights, scales, coefficients)
     if is_plain(*inputs):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):

@@ -9,7 +9,7 @@ import pytest
 import tolerance
 import torch
 from tolerance import DTYPES, KERNELS, SEEDS, make_case, make_kernel
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastmmd as fm
 from fastmmd import hessian, reference
@@ -79,6 +79,14 @@ def test_hand_computed() -> None:
     value = g(25) + (2 * g(1) + g(0)) / 3 - 2 / 6 * (g(1) + g(20) + 2 * g(0) + 2 * g(25))
     result = fm.mmd2(x, z, fm.Gaussian("mean", multipliers=(1,)), "unbiased")
     assert float(result) == pytest.approx(value, rel=1e-6)
+
+
+def test_any_number_of_bandwidths() -> None:
+    bank = fm.Gaussian(nn.Parameter(torch.linspace(1, 5, 30)), [1 + k / 20 for k in range(10)])
+    case = make_case(0, 20, 17, 3, bank + fm.Energy(), dtype=torch.float64)
+    results, exact = tolerance.native(case), tolerance.oracle(case)
+    found, allowed = tolerance.errors(results, exact), tolerance.bounds(case, exact, {})
+    assert all(found[name] <= allowed[name] for name in found), (found, allowed)
 
 
 def test_weights_repeat_points() -> None:
