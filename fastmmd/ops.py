@@ -66,8 +66,10 @@ def mmd2(
     """
     families, scales, coefficients, shapes, units = terms
     if len(families) > _MAX_TERMS:  # the MMD is linear in the kernel
-        some, others = slice(None, _MAX_TERMS), slice(_MAX_TERMS, None)
-        parts = (Terms(*(values[part] for values in terms)) for part in (some, others))
+        parts = [
+            Terms(families[part], scales[part], coefficients[part], shapes[part], units[part])
+            for part in (slice(None, _MAX_TERMS), slice(_MAX_TERMS, None))
+        ]
         return torch.stack([mmd2(x, y, x_weights, y_weights, t, unbiased) for t in parts]).sum()
     inputs = (x, y, x_weights, y_weights, scales, coefficients)
     if is_plain(*inputs):
