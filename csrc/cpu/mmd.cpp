@@ -278,20 +278,21 @@ class Mmd2 {
   void weights(const Sample& x, int domain) {
     T* a = memory_.weights + layout_.first_row(domain);
     const int64_t padded = layout_.end_row(domain) - layout_.first_row(domain);
-    double sum = double(x.rows), squares = 0;
+    const double rows = double(x.rows);
+    double sum = rows, squares = 0, pairs = 0;
     if (x.weights) {
       sum = 0;
       for (int64_t i = 0; i < x.rows; ++i) sum += x.weights[i];
     }
     for (int64_t i = 0; i < x.rows; ++i) {
-      const double w = x.weights ? x.weights[i] / sum * double(x.rows) : 1;
+      const double w = x.weights ? x.weights[i] / sum * rows : 1;
       a[i] = T(w);
-      squares += double(a[i]) * double(a[i]);
+      squares += w * w;
+      pairs += w * (rows - w);  // sum_{i != j} w_i w_j, which rows^2 - squares may cancel to
     }
     for (int64_t i = x.rows; i < padded; ++i) a[i] = 0;
     weight_sum_[domain] = sum;
-    const double rows = double(x.rows);
-    within_[domain] = args_.unbiased ? rows * rows - squares : rows * rows;
+    within_[domain] = args_.unbiased ? pairs : rows * rows;
     squares_[domain] = squares;
   }
 
@@ -375,8 +376,12 @@ class Mmd2 {
   // mean_{i != j} |z_i - z_j|^2 = (2 N sum |z_i|^2 - 2 |sum z_i|^2) / (N (N - 1)), in O(N d).
   double mean_distance() const {
     const double rows = double(args_.x.rows + args_.y.rows);
-    double norms = 0, center = 0;
-    for (int64_t i = 0; i < layout_.padded_rows; ++i) norms += double(memory_.norms[i]);
+    double norms = 0, lost = 0, center = 0;
+    for (int64_t i = 0; i < layout_.padded_rows; ++i) {  // compensated: one row may be far out
+      const double norm = double(memory_.norms[i]) - lost, sum = norms + norm;
+      lost = sum - norms - norm;
+      norms = sum;
+    }
     for (int64_t k = 0; k < args_.d; ++k) {
       // What rounding the mean has left of the sum of the centred rows.
       const double shift = double(T(memory_.mean[k])) - memory_.origin[k];
@@ -438,7 +443,7 @@ class Mmd2 {
     const int64_t row = layout_.first_row(domain);
     const double own =
         2 / double(rows) *
-        (args_.unbiased ? within / (1 - squares_[domain] / double(rows * rows)) : at_zero);
+        (args_.unbiased ? within * double(rows) * double(rows) / within_[domain] : at_zero);
     double mean = 0;
     for (int64_t i = 0; i < rows; ++i) {
       const double a = double(memory_.weights[row + i]);
