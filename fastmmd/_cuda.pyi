@@ -10,4 +10,4 @@ def device_count() -> int:
     """0 where there is no driver or no device."""
 
 def architectures() -> str:
-    """The compute capabilities it was compiled for, such as ``"80;90"``."""
+    """The compute capabilities it was compiled for, such as ``"75 80 90a 120-ptx"``."""
