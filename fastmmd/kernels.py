@@ -1,8 +1,9 @@
 """Kernels as a user writes them down: ``Gaussian("mean") + 0.5 * Laplacian(2.0)``.
 
-A kernel is a sum of terms ``coefficient * phi(scale * |x - y|^2 / unit)``, where ``phi`` is the
-profile of its family and ``unit`` is 1 or a statistic of the pooled sample. :meth:`Kernel.terms`
-spells a kernel out in that form, which is all that the layers below know about it.
+A kernel is a sum of terms ``coefficient * phi(scale / unit * u)``. ``phi`` is the profile of the
+term's family, ``u`` what its geometry makes of a pair of points (their squared distance, inner
+product or cosine), and ``unit`` is 1 or a statistic of the data. :meth:`Kernel.terms` spells a
+kernel out in that form, which is all that the layers below know about it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,19 @@ from torch import Tensor, nn
 
 from fastmmd.checks import are_weights, is_plain
 
-GAUSSIAN, LAPLACIAN, ENERGY = 0, 1, 2
-UNITS = {"mean": 1, "median": 2}
+# The families, by the numbers that the native core knows them by. Matern 1/2 is the Laplacian.
+GAUSSIAN, LAPLACIAN, ENERGY, INVERSE_MULTIQUADRIC, RATIONAL_QUADRATIC = range(5)
+MATERN_3_2, MATERN_5_2, POLYNOMIAL, LINEAR, COSINE = range(5, 10)
+
+# What a family's profile is a function of: |x - y|^2, <x, y>, or <x, y> / (|x| |y|), which is 0
+# where a norm is.
+RADIAL, DOT, COSINE_SIMILARITY = range(3)
+GEOMETRY = (RADIAL,) * 7 + (DOT, DOT, COSINE_SIMILARITY)  # by family
+
+# Units: 1 is the mean of |z_i - z_j|^2 over i != j of the pooled sample z, 2 their lower median
+# over i < j, 3 the lower median of all |x_i - x_j|^2, i = j among them, 4 the number of features.
+FIXED, MEAN, MEDIAN, X_MEDIAN, WIDTH = range(5)
+UNITS = {"mean": MEAN, "median": MEDIAN}
 _BANDWIDTHS = "a positive number, a tensor, 'mean' or 'median'"
 
 Bandwidth = float | str | Tensor
@@ -26,15 +38,18 @@ Weights = Sequence[float] | Tensor | None
 
 
 class Terms(NamedTuple):
-    """A kernel as a list of T terms."""
+    """A kernel as a list of T terms, or a product of such lists, one for each factor.
+
+    Of a product, factor l looks at features of its own: points are the factors' features side by
+    side.
+    """
 
     families: tuple[int, ...]
     scales: Tensor  # [T], float64, contiguous
     coefficients: Tensor  # [T], float64, contiguous
-    shapes: tuple[
-        float, ...
-    ]  # a further real parameter of a family; none of these families has one
-    units: tuple[int, ...]  # 0: unit 1; 1: "mean"; 2: "median"
+    shapes: tuple[float, ...]  # [2 T]: the two shape parameters of each term, 0 where unused
+    units: tuple[int, ...]  # a unit of 0 makes the scale 0
+    factors: tuple[int, ...]  # that the term is a summand of, from 0 and never falling
 
 
 class Kernel(nn.Module):
@@ -61,6 +76,10 @@ class Kernel(nn.Module):
                 are looked at on the CPU in eager mode only.
         """
         return self._make_terms() if self._constant_terms is None else self._constant_terms
+
+    def terms_for(self, x: Tensor, y: Tensor) -> Terms:
+        """The kernel spelled out for two samples, [n, d] and [m, d], or batches of them."""
+        return self.terms()
 
     def _make_terms(self) -> Terms:
         raise NotImplementedError(
@@ -196,7 +215,9 @@ class Energy(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._constant_terms = Terms((ENERGY,), _doubles([1.0]), _doubles([1.0]), (0.0,), (0,))
+        self._constant_terms = Terms(
+            (ENERGY,), _doubles([1.0]), _doubles([1.0]), (0.0, 0.0), (FIXED,), (0,)
+        )
 
 
 class Sum(Kernel):
@@ -234,6 +255,7 @@ class Sum(Kernel):
             torch.cat([p.coefficients for p in parts]),
             sum((p.shapes for p in parts), ()),
             sum((p.units for p in parts), ()),
+            sum((p.factors for p in parts), ()),
         )
 
     def __repr__(self) -> str:
@@ -271,8 +293,8 @@ class Scaled(Kernel):
         factor = self.factor
         if isinstance(factor, Tensor):
             factor = _checked_positive("factor", factor).double()
-        families, scales, coefficients, shapes, units = self.kernel.terms()
-        return Terms(families, scales, coefficients * factor, shapes, units)
+        terms = self.kernel.terms()
+        return terms._replace(coefficients=terms.coefficients * factor)
 
     def __repr__(self) -> str:
         inner = f"({self.kernel!r})" if isinstance(self.kernel, Sum) else repr(self.kernel)
@@ -286,7 +308,7 @@ def _bank(
     weights: tuple[float, ...] | Tensor | None,
 ) -> Terms:
     """The terms ``w phi(inverse_k * D / s^2)``, those of the first bandwidth first."""
-    unit = 0
+    unit = FIXED
     if isinstance(bandwidth, Tensor):
         s = _checked_positive("bandwidth", bandwidth).double().reshape(-1, 1)
         scales = (torch.tensor(inverse, dtype=torch.float64, device=s.device) / (s * s)).reshape(-1)
@@ -307,7 +329,9 @@ def _bank(
         coefficients = scales.new_ones(size)
     else:
         coefficients = torch.tensor(weights, dtype=torch.float64, device=scales.device)
-    return Terms((family,) * size, scales, coefficients, (0.0,) * size, (unit,) * size)
+    return Terms(
+        (family,) * size, scales, coefficients, (0.0, 0.0) * size, (unit,) * size, (0,) * size
+    )
 
 
 def _doubles(values: Sequence[float]) -> Tensor:
