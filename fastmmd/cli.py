@@ -11,6 +11,7 @@ import torch
 
 import fastmmd
 from fastmmd._extras import MissingExtraError
+from fastmmd._output import OutputError
 from fastmmd.info import info
 
 __all__ = ["main"]
@@ -81,13 +82,12 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_demo(options: argparse.Namespace) -> int:
     """``fastmmd demo``."""
+    # These imports take seconds, for which the rest of the command line does not wait.
     try:
-        from fastmmd.demo.output import OutputError
+        from fastmmd.demo.experiment import Settings
+        from fastmmd.demo.main import demo
     except MissingExtraError as error:
         return fail(str(error))
-    # Its imports take seconds; argparse and the check of the extra above do not wait for them.
-    from fastmmd.demo.experiment import Settings
-    from fastmmd.demo.main import demo
 
     seeds, epochs = (1, 2) if options.quick else (3, 20)
     settings = Settings(options.seeds or seeds, options.epochs or epochs)

@@ -22,13 +22,13 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
+from fastmmd._output import OutputError, OutputFolder
 from fastmmd.cli import main
 from fastmmd.demo import data as demo_data
 from fastmmd.demo import main as demo_main
 from fastmmd.demo.data import SIDE, STRIP, TEST_PATCHES, ClutteredDigits, left_edges, make_domains
 from fastmmd.demo.experiment import MODELS, Recorder, Settings, modules, train
 from fastmmd.demo.main import demo
-from fastmmd.demo.output import OutputError, OutputFolder
 from fastmmd.demo.timing import interleaved_ms
 from fastmmd.train import Aligner
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from fastmmd._figures import new_figure, save
 from fastmmd.demo.data import TEST_PATCHES, Domains
 from fastmmd.demo.experiment import CLASSES, Run, heldout_features
 from fastmmd.demo.summary import STYLES
@@ -132,15 +131,3 @@ def features(path: Path, before: Run, after: Run, domains: Domains) -> None:
         columnspacing=1.1,
     )
     save(figure, path)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure in inches, drawn without a display and without pyplot's global state."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG on white."""
-    figure.savefig(path, facecolor="white")

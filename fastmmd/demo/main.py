@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastmmd import reference
+from fastmmd._output import OutputFolder
 from fastmmd.demo import figures
 from fastmmd.demo.data import make_domains
 from fastmmd.demo.experiment import MODELS, Run, Settings, batch_features, train
-from fastmmd.demo.output import OutputFolder
 from fastmmd.demo.summary import STYLES, summarise, tables
 from fastmmd.demo.timing import interleaved_ms
 from fastmmd.losses import MMDLoss
