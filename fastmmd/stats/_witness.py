@@ -1,0 +1,118 @@
+"""Where two samples differ, and kernel sums, for NumPy arrays and tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from fastmmd import functional
+from fastmmd.kernels import Kernel
+from fastmmd.stats._arrays import Array, like, samples, tensor
+
+__all__ = ["Contributions", "contributions", "kernel_sum", "witness"]
+
+
+class Contributions(NamedTuple):
+    """What each point adds to MMD^2.
+
+    Attributes:
+        x: Of the points of x, [n].
+        y: Of those of y, [m].
+    """
+
+    x: Array
+    y: Array
+
+
+def witness(
+    x: Array,
+    y: Array,
+    at: Array,
+    kernel: Kernel | None = None,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
+) -> Array:
+    """:func:`fastmmd.witness` for NumPy arrays or tensors: positive where x is denser than y.
+
+    Args:
+        x: The first sample, [n, d], of any real dtype.
+        y: The second sample, [m, d].
+        at: Points, [k, d].
+        kernel: ``Gaussian("mean")`` by default.
+        x_weights: Weights of the points of x, [n].
+        y_weights: Those of y, [m].
+
+    Returns:
+        The witness function at the points, [k]; a NumPy array if all points were.
+
+    Example:
+        >>> import numpy as np
+        >>> import fastmmd as fm
+        >>> x, y = np.array([[0.0], [1.0]]), np.array([[4.0], [5.0]])
+        >>> fm.stats.witness(x, y, np.array([[0.5], [2.5], [4.5]]), fm.Energy())
+        array([ 3.5,  0. , -3.5])
+    """
+    a, b = samples(x, y)
+    where = tensor("at", at)
+    dtype = torch.promote_types(a.dtype, where.dtype)
+    a, b, where = a.to(dtype), b.to(dtype), where.to(dtype)
+    p = None if x_weights is None else tensor("x_weights", x_weights)
+    q = None if y_weights is None else tensor("y_weights", y_weights)
+    with torch.no_grad():
+        return like(functional.witness(a, b, where, kernel, p, q), x, y, at)
+
+
+def contributions(x: Array, y: Array, kernel: Kernel | None = None) -> Contributions:
+    """What each point adds to the biased MMD^2, which is their sum.
+
+    A point of x adds ``witness(x_i) / n``, a point of y ``-witness(y_j) / m``. The largest ones are
+    the points that one sample has and the other lacks; a negative one looks like the other sample.
+
+    Args:
+        x: The first sample, [n, d], a NumPy array or a tensor of any real dtype.
+        y: The second sample, [m, d].
+        kernel: ``Gaussian("mean")`` by default.
+
+    Returns:
+        Those of x, [n], and of y, [m]; NumPy arrays if both samples were.
+
+    Example:
+        >>> import numpy as np
+        >>> import fastmmd as fm
+        >>> x, y = np.array([[0.0], [0.1], [9.0]]), np.array([[0.0], [0.1], [0.2]])
+        >>> fm.stats.contributions(x, y, fm.Gaussian(1.0)).x.argmax()
+        np.int64(2)
+    """
+    a, b = samples(x, y)
+    with torch.no_grad():
+        values = functional.witness(a, b, torch.cat([a, b]), kernel)
+    of_x, of_y = values.split([len(a), len(b)])
+    return Contributions(like(of_x / len(a), x, y), like(-of_y / len(b), x, y))
+
+
+def kernel_sum(x: Array, y: Array, v: Array, kernel: Kernel | None = None) -> Array:
+    """:func:`fastmmd.kernel_sum` for NumPy arrays or tensors: ``K(x, y) @ v`` without K.
+
+    Args:
+        x: [n, d], of any real dtype.
+        y: [m, d].
+        v: [m] or [m, p].
+        kernel: ``Gaussian("mean")`` by default.
+
+    Returns:
+        [n] or [n, p]; a NumPy array if all three were.
+
+    Example:
+        >>> import numpy as np
+        >>> import fastmmd as fm
+        >>> x, y = np.array([[1.0, 0.0]]), np.array([[2.0, 5.0], [3.0, 5.0]])
+        >>> fm.stats.kernel_sum(x, y, np.array([1.0, 10.0]), fm.Linear())
+        array([32.])
+    """
+    a, b = samples(x, y)
+    w = tensor("v", v)
+    dtype = torch.promote_types(a.dtype, w.dtype)
+    with torch.no_grad():
+        result = functional.kernel_sum(a.to(dtype), b.to(dtype), w.to(dtype), kernel)
+    return like(result, x, y, v)
