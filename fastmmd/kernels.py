@@ -1,9 +1,7 @@
 """Kernels as a user writes them down: ``Gaussian("mean") + 0.5 * Laplacian(2.0)``.
 
-A kernel is a sum of terms ``coefficient * phi(scale / unit * u)``. ``phi`` is the profile of the
-term's family, ``u`` what its geometry makes of a pair of points (their squared distance, inner
-product or cosine), and ``unit`` is 1 or a statistic of the data. :meth:`Kernel.terms` spells a
-kernel out in that form, which is all that the layers below know about it.
+:meth:`Kernel.terms` spells a kernel out as :class:`~fastmmd.terms.Terms`, which is all that the
+layers below know about it.
 """
 
 from __future__ import annotations
@@ -11,45 +9,96 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastmmd.checks import are_weights, is_plain
+from fastmmd.parameters import (
+    Bandwidth,
+    Factor,
+    Learnable,
+    RunningBandwidth,
+    Weights,
+    bank_size,
+    checked_bandwidth,
+    checked_coef0,
+    checked_degree,
+    checked_fixed,
+    checked_multipliers,
+    checked_nonnegative,
+    checked_nu,
+    checked_positive,
+    checked_scalar,
+    checked_weights,
+    is_number,
+    show,
+    show_weights,
+    store,
+    value_of,
+)
+from fastmmd.terms import (
+    COSINE,
+    COSINE_SIMILARITY,
+    DOT,
+    ENERGY,
+    FIXED,
+    GAUSSIAN,
+    GEOMETRY,
+    INVERSE_MULTIQUADRIC,
+    LAPLACIAN,
+    LINEAR,
+    MATERN_3_2,
+    MATERN_5_2,
+    MEAN,
+    MEDIAN,
+    POLYNOMIAL,
+    RADIAL,
+    RATIONAL_QUADRATIC,
+    UNITS,
+    WIDTH,
+    X_MEDIAN,
+    Terms,
+)
 
-# The families, by the numbers that the native core knows them by. Matern 1/2 is the Laplacian.
-GAUSSIAN, LAPLACIAN, ENERGY, INVERSE_MULTIQUADRIC, RATIONAL_QUADRATIC = range(5)
-MATERN_3_2, MATERN_5_2, POLYNOMIAL, LINEAR, COSINE = range(5, 10)
-
-# What a family's profile is a function of: |x - y|^2, <x, y>, or <x, y> / (|x| |y|), which is 0
-# where a norm is.
-RADIAL, DOT, COSINE_SIMILARITY = range(3)
-GEOMETRY = (RADIAL,) * 7 + (DOT, DOT, COSINE_SIMILARITY)  # by family
-
-# Units: 1 is the mean of |z_i - z_j|^2 over i != j of the pooled sample z, 2 their lower median
-# over i < j, 3 the lower median of all |x_i - x_j|^2, i = j among them, 4 the number of features.
-FIXED, MEAN, MEDIAN, X_MEDIAN, WIDTH = range(5)
-UNITS = {"mean": MEAN, "median": MEDIAN}
-_BANDWIDTHS = "a positive number, a tensor, 'mean' or 'median'"
-
-Bandwidth = float | str | Tensor
-Weights = Sequence[float] | Tensor | None
-
-
-class Terms(NamedTuple):
-    """A kernel as a list of T terms, or a product of such lists, one for each factor.
-
-    Of a product, factor l looks at features of its own: points are the factors' features side by
-    side.
-    """
-
-    families: tuple[int, ...]
-    scales: Tensor  # [T], float64, contiguous
-    coefficients: Tensor  # [T], float64, contiguous
-    shapes: tuple[float, ...]  # [2 T]: the two shape parameters of each term, 0 where unused
-    units: tuple[int, ...]  # a unit of 0 makes the scale 0
-    factors: tuple[int, ...]  # that the term is a summand of, from 0 and never falling
+__all__ = [
+    "COSINE",
+    "COSINE_SIMILARITY",
+    "DOT",
+    "ENERGY",
+    "FIXED",
+    "GAUSSIAN",
+    "GEOMETRY",
+    "INVERSE_MULTIQUADRIC",
+    "LAPLACIAN",
+    "LINEAR",
+    "MATERN_3_2",
+    "MATERN_5_2",
+    "MEAN",
+    "MEDIAN",
+    "POLYNOMIAL",
+    "RADIAL",
+    "RATIONAL_QUADRATIC",
+    "UNITS",
+    "WIDTH",
+    "X_MEDIAN",
+    "Cosine",
+    "Energy",
+    "Gaussian",
+    "InverseMultiquadric",
+    "Kernel",
+    "Laplacian",
+    "Learnable",
+    "Linear",
+    "Matern",
+    "Polynomial",
+    "RationalQuadratic",
+    "RunningBandwidth",
+    "Scaled",
+    "Sum",
+    "Terms",
+    "as_kernel",
+]
 
 
 class Kernel(nn.Module):
@@ -78,13 +127,26 @@ class Kernel(nn.Module):
         return self._make_terms() if self._constant_terms is None else self._constant_terms
 
     def terms_for(self, x: Tensor, y: Tensor) -> Terms:
-        """The kernel spelled out for two samples, [n, d] and [m, d], or batches of them."""
+        """Spell the kernel out for two samples, [n, d] and [m, d], or batches [B, n, d], [B, m, d].
+
+        A :class:`RunningBandwidth` in training mode takes them in first.
+        """
+        if self._constant_terms is not None:
+            return self._constant_terms
+        for module in self.modules():  # each once, should kernels share one
+            if isinstance(module, RunningBandwidth):
+                module.update(x, y)
         return self.terms()
 
     def _make_terms(self) -> Terms:
         raise NotImplementedError(
-            "a Kernel is written down as Gaussian, Laplacian or Energy, their sums and multiples"
+            "a Kernel is written down as Gaussian, Laplacian, ..., their sums and multiples"
         )
+
+    def _settle(self, *arguments: Any) -> None:
+        """Work the terms out for good, where all of the arguments are fixed."""
+        if all(map(is_number, arguments)):
+            self._constant_terms = self._make_terms()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED and name in self.__dict__:
@@ -96,8 +158,10 @@ class Kernel(nn.Module):
     def __add__(self, other: Kernel) -> Kernel:
         return Sum(self, other) if isinstance(other, Kernel) else NotImplemented
 
-    def __mul__(self, factor: float | Tensor) -> Kernel:
-        return Scaled(self, factor) if isinstance(factor, (Real, Tensor)) else NotImplemented
+    def __mul__(self, factor: Factor) -> Kernel:
+        if not isinstance(factor, (Real, Tensor, Learnable)):
+            return NotImplemented
+        return Scaled(self, factor)
 
     __rmul__ = __mul__
 
@@ -105,7 +169,9 @@ class Kernel(nn.Module):
         return f"{type(self).__name__}()"
 
 
-_FIXED = frozenset({"bandwidth", "multipliers", "weights", "factor"})
+_FIXED = frozenset(
+    {"bandwidth", "multipliers", "weights", "factor", "alpha", "nu", "degree", "gamma", "coef0"}
+)
 
 
 class Gaussian(Kernel):
@@ -118,12 +184,14 @@ class Gaussian(Kernel):
     Args:
         bandwidth: s, in the units of the data. A positive number; a floating tensor, scalar or of
             shape [B] (a ``nn.Parameter`` becomes a parameter of the kernel, another tensor a
-            buffer, and gradients reach either); or a heuristic on the pooled sample z, worked out
-            at each call and held constant in the gradient: ``"mean"`` takes ``2 s^2 = mean of
-            |z_i - z_j|^2 over i != j``, ``"median"`` the lower median over i < j.
+            buffer, and gradients reach either); a :class:`Learnable`, which stays positive; or a
+            heuristic on the pooled sample z, worked out at each call and held constant in the
+            gradient: ``"mean"`` takes ``2 s^2 = mean of |z_i - z_j|^2 over i != j``, ``"median"``
+            the lower median over i < j; or a :class:`RunningBandwidth`, their average over steps.
         multipliers: m_k, K positive numbers.
-        weights: w_k, non-negative numbers or a tensor of shape [B * K], the multipliers of the
-            first bandwidth first (B = 1 for a scalar or a heuristic); 1 each by default.
+        weights: w_k, non-negative numbers, a tensor of shape [B * K] or a :class:`Learnable`, the
+            multipliers of the first bandwidth first (B = 1 for a scalar or a heuristic); 1 each by
+            default.
 
     Raises:
         ValueError: a bandwidth, multiplier or weight out of range or of a wrong shape, or an
@@ -138,7 +206,7 @@ class Gaussian(Kernel):
 
     bandwidth: Bandwidth
     multipliers: tuple[float, ...]
-    weights: tuple[float, ...] | Tensor | None
+    weights: tuple[float, ...] | Tensor | Learnable | None
 
     def __init__(
         self,
@@ -147,33 +215,56 @@ class Gaussian(Kernel):
         weights: Weights = None,
     ) -> None:
         super().__init__()
-        _store(self, "bandwidth", _checked_bandwidth(bandwidth))
-        self.multipliers = _checked_multipliers(multipliers)
-        _store(
-            self,
-            "weights",
-            _checked_weights(weights, _bank_size(bandwidth) * len(self.multipliers)),
-        )
-        if not isinstance(self.bandwidth, Tensor) and not isinstance(self.weights, Tensor):
-            self._constant_terms = self._make_terms()
+        store(self, "bandwidth", checked_bandwidth(bandwidth))
+        self.multipliers = checked_multipliers(multipliers)
+        size = bank_size(bandwidth) * len(self.multipliers)
+        store(self, "weights", checked_weights(weights, size))
+        self._settle(self.bandwidth, self.weights)
 
     def _make_terms(self) -> Terms:
         return _bank(GAUSSIAN, self.bandwidth, [0.5 / m for m in self.multipliers], self.weights)
 
     def __repr__(self) -> str:
-        parts = [f"bandwidth={_show(self.bandwidth)}", f"multipliers={self.multipliers}"]
-        return f"Gaussian({', '.join(parts + _show_weights(self.weights))})"
+        parts = [f"bandwidth={show(self.bandwidth)}", f"multipliers={self.multipliers}"]
+        return f"Gaussian({', '.join(parts + show_weights(self.weights))})"
 
 
-class Laplacian(Kernel):
+class _Radial(Kernel):
+    """A kernel of ``|x - y|`` with one term for each bandwidth."""
+
+    bandwidth: Bandwidth
+    weights: tuple[float, ...] | Tensor | Learnable | None
+
+    _family: int
+    _inverse = 1.0  # the scale is this over s^2
+    _shape = (0.0, 0.0)
+
+    def _bandwidth_and_weights(self, bandwidth: Bandwidth, weights: Weights) -> None:
+        store(self, "bandwidth", checked_bandwidth(bandwidth))
+        store(self, "weights", checked_weights(weights, bank_size(bandwidth)))
+        self._settle(self.bandwidth, self.weights)
+
+    def _make_terms(self) -> Terms:
+        return _bank(self._family, self.bandwidth, [self._inverse], self.weights, self._shape)
+
+    def _shown(self) -> list[str]:
+        """What ``repr`` shows before the bandwidth."""
+        return []
+
+    def __repr__(self) -> str:
+        parts = [f"bandwidth={show(self.bandwidth)}", *show_weights(self.weights)]
+        return f"{type(self).__name__}({', '.join(self._shown() + parts)})"
+
+
+class Laplacian(_Radial):
     """A bank of Laplacian kernels ``exp(-|x - y| / s)``, with the Euclidean norm.
 
     Its gradient in ``|x - y|`` is taken as 0 where x = y.
 
     Args:
         bandwidth: s, as for :class:`Gaussian`; a heuristic fixes ``2 s^2`` in the same way.
-        weights: one non-negative weight per bandwidth, numbers or a tensor of shape [B]; 1 each
-            by default.
+        weights: one non-negative weight per bandwidth, numbers, a tensor of shape [B] or a
+            :class:`Learnable`; 1 each by default.
 
     Raises:
         ValueError: a bandwidth or weight out of range or of a wrong shape, or an unknown heuristic.
@@ -186,22 +277,121 @@ class Laplacian(Kernel):
         Laplacian(bandwidth=tensor([1., 2.]), weights=(0.5, 0.5))
     """
 
-    bandwidth: Bandwidth
-    weights: tuple[float, ...] | Tensor | None
+    _family = LAPLACIAN
 
     def __init__(self, bandwidth: Bandwidth = "mean", weights: Weights = None) -> None:
         super().__init__()
-        _store(self, "bandwidth", _checked_bandwidth(bandwidth))
-        _store(self, "weights", _checked_weights(weights, _bank_size(bandwidth)))
-        if not isinstance(self.bandwidth, Tensor) and not isinstance(self.weights, Tensor):
-            self._constant_terms = self._make_terms()
+        self._bandwidth_and_weights(bandwidth, weights)
 
-    def _make_terms(self) -> Terms:
-        return _bank(LAPLACIAN, self.bandwidth, [1.0], self.weights)
 
-    def __repr__(self) -> str:
-        parts = [f"bandwidth={_show(self.bandwidth)}", *_show_weights(self.weights)]
-        return f"Laplacian({', '.join(parts)})"
+class InverseMultiquadric(_Radial):
+    """A bank of inverse multiquadrics ``(1 + |x - y|^2 / s^2)^(-1/2)``.
+
+    Its tails are heavy: points far apart still pull at each other. Gorham and Mackey, "Measuring
+    sample quality with kernels" (ICML 2017), show what that is good for.
+
+    Args:
+        bandwidth: s, as for :class:`Gaussian`; a heuristic fixes ``2 s^2`` in the same way.
+        weights: as for :class:`Laplacian`.
+
+    Raises:
+        ValueError: a bandwidth or weight out of range or of a wrong shape, or an unknown heuristic.
+        TypeError: an argument of another type.
+
+    Example:
+        >>> import torch
+        >>> import fastmmd as fm
+        >>> zero, two = torch.zeros(1, 1), torch.full((1, 1), 2.0)
+        >>> fm.mmd2(zero, two, fm.InverseMultiquadric(1.0))  # 2 - 2 / sqrt(5)
+        tensor(1.1056)
+    """
+
+    _family = INVERSE_MULTIQUADRIC
+
+    def __init__(self, bandwidth: Bandwidth = "mean", weights: Weights = None) -> None:
+        super().__init__()
+        self._bandwidth_and_weights(bandwidth, weights)
+
+
+class RationalQuadratic(_Radial):
+    """A bank of rational quadratic kernels ``(1 + |x - y|^2 / (2 alpha s^2))^(-alpha)``.
+
+    A mixture of Gaussians whose inverse squared bandwidths follow a gamma distribution, equation
+    (4.19) of Rasmussen and Williams, "Gaussian processes for machine learning" (2006). It tends to
+    the Gaussian as alpha grows. Binkowski et al., "Demystifying MMD GANs" (ICLR 2018), sum several.
+
+    Args:
+        alpha: a positive number.
+        bandwidth: s, as for :class:`Gaussian`; a heuristic fixes ``2 s^2`` in the same way.
+        weights: as for :class:`Laplacian`.
+
+    Raises:
+        ValueError: an alpha, bandwidth or weight out of range or of a wrong shape, or an unknown
+            heuristic.
+        TypeError: an argument of another type.
+
+    Example:
+        >>> import fastmmd as fm
+        >>> fm.RationalQuadratic(0.2, 1.0) + fm.RationalQuadratic(5, 1.0)
+        RationalQuadratic(alpha=0.2, bandwidth=1.0) + RationalQuadratic(alpha=5.0, bandwidth=1.0)
+    """
+
+    alpha: float
+
+    _family = RATIONAL_QUADRATIC
+    _inverse = 0.5
+
+    def __init__(
+        self, alpha: float = 1.0, bandwidth: Bandwidth = "mean", weights: Weights = None
+    ) -> None:
+        super().__init__()
+        self.alpha = checked_fixed("alpha", alpha)
+        self._shape = (self.alpha, 0.0)
+        self._bandwidth_and_weights(bandwidth, weights)
+
+    def _shown(self) -> list[str]:
+        return [f"alpha={self.alpha}"]
+
+
+class Matern(_Radial):
+    r"""A bank of Matern kernels of smoothness nu, with ``r = |x - y|``.
+
+    - nu = 1/2: ``exp(-r / s)``, the :class:`Laplacian`, whose gradient in r is taken as 0 at 0;
+    - nu = 3/2: ``(1 + q) exp(-q)``, ``q = sqrt(3) r / s``;
+    - nu = 5/2: ``(1 + q + q^2 / 3) exp(-q)``, ``q = sqrt(5) r / s``.
+
+    Equations (4.14) and (4.17) of Rasmussen and Williams, "Gaussian processes for machine learning"
+    (2006).
+
+    Args:
+        nu: 0.5, 1.5 or 2.5.
+        bandwidth: s, as for :class:`Gaussian`; a heuristic fixes ``2 s^2`` in the same way.
+        weights: as for :class:`Laplacian`.
+
+    Raises:
+        ValueError: another nu, a bandwidth or weight out of range or of a wrong shape, or an
+            unknown heuristic.
+        TypeError: an argument of another type.
+
+    Example:
+        >>> import torch
+        >>> import fastmmd as fm
+        >>> fm.Matern(2.5, torch.tensor([0.5, 2.0]))
+        Matern(nu=2.5, bandwidth=tensor([0.5000, 2.0000]))
+    """
+
+    nu: float
+
+    def __init__(
+        self, nu: float = 1.5, bandwidth: Bandwidth = "mean", weights: Weights = None
+    ) -> None:
+        super().__init__()
+        self.nu = checked_nu(nu)
+        self._family = {0.5: LAPLACIAN, 1.5: MATERN_3_2, 2.5: MATERN_5_2}[self.nu]
+        self._bandwidth_and_weights(bandwidth, weights)
+
+    def _shown(self) -> list[str]:
+        return [f"nu={self.nu}"]
 
 
 class Energy(Kernel):
@@ -215,9 +405,95 @@ class Energy(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._constant_terms = Terms(
-            (ENERGY,), _doubles([1.0]), _doubles([1.0]), (0.0, 0.0), (FIXED,), (0,)
-        )
+        self._constant_terms = _one_term(ENERGY)
+
+
+class Polynomial(Kernel):
+    """The polynomial kernel ``(gamma <x, y> + coef0)^degree``.
+
+    MMD^2 with it compares all moments up to the degree (for coef0 > 0). With its defaults it is
+    the kernel of the Kernel Inception Distance of Binkowski et al., "Demystifying MMD GANs" (ICLR
+    2018). It is not invariant under translation, so data far from the origin cost digits.
+
+    Args:
+        degree: a positive integer.
+        gamma: a positive number, a scalar tensor (differentiable, as the bandwidth of
+            :class:`Gaussian`) or a :class:`Learnable`; 1 / d by default, d the number of features.
+        coef0: a non-negative number.
+
+    Raises:
+        ValueError: an argument out of range or of a wrong shape.
+        TypeError: an argument of another type.
+
+    Example:
+        >>> import torch
+        >>> import fastmmd as fm
+        >>> x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0]])
+        >>> fm.mmd2(x, y, fm.Polynomial(2, gamma=1, coef0=0))  # 5^2 + 9^2 - 2 * 3^2
+        tensor(88.)
+    """
+
+    degree: int
+    gamma: Factor | None
+    coef0: float
+
+    def __init__(self, degree: int = 3, gamma: Factor | None = None, coef0: float = 1) -> None:
+        super().__init__()
+        self.degree = checked_degree(degree)
+        store(self, "gamma", None if gamma is None else checked_scalar("gamma", gamma))
+        self.coef0 = checked_coef0(coef0)
+        self._settle(self.gamma)
+
+    def _make_terms(self) -> Terms:
+        gamma = value_of(self.gamma)
+        if isinstance(gamma, Tensor):
+            scales = checked_positive("gamma", gamma).double().reshape(1)
+        else:
+            scales = _doubles([1.0 if gamma is None else gamma])
+        unit = WIDTH if gamma is None else FIXED
+        shape = (float(self.degree), self.coef0)
+        return Terms((POLYNOMIAL,), scales, torch.ones_like(scales), shape, (unit,), (0,))
+
+    def __repr__(self) -> str:
+        parts = [f"degree={self.degree}", f"gamma={show(self.gamma)}", f"coef0={self.coef0}"]
+        return f"Polynomial({', '.join(parts)})"
+
+
+class Linear(Kernel):
+    """The linear kernel ``<x, y>``.
+
+    Biased MMD^2 with it is the squared distance of the two means; nothing else of the samples
+    counts.
+
+    Example:
+        >>> import torch
+        >>> import fastmmd as fm
+        >>> x, y = torch.tensor([[0.0, 0.0], [2.0, 2.0]]), torch.tensor([[4.0, 5.0]])
+        >>> fm.mmd2(x, y, fm.Linear())  # |(1, 1) - (4, 5)|^2
+        tensor(25.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constant_terms = _one_term(LINEAR)
+
+
+class Cosine(Kernel):
+    """The cosine kernel ``<x, y> / (|x| |y|)``; it and its gradients are 0 where a norm is 0.
+
+    The linear kernel of the points' directions.
+
+    Example:
+        >>> import torch
+        >>> import fastmmd as fm
+        >>> x, y = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+        >>> fm.mmd2(x, y, fm.Cosine())  # 1 + 1/4 - 2 * sqrt(1/2) / 2
+        tensor(0.5429)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constant_terms = _one_term(COSINE)
 
 
 class Sum(Kernel):
@@ -267,164 +543,79 @@ class Scaled(Kernel):
 
     Args:
         kernel: the kernel.
-        factor: a positive number or a scalar tensor, which may be a ``nn.Parameter``.
+        factor: a positive number; a scalar tensor, which may be a ``nn.Parameter``; or a
+            :class:`Learnable`.
 
     Raises:
         ValueError: a factor that is not positive and finite, or a tensor that is no scalar.
         TypeError: an argument of another type.
     """
 
-    factor: float | Tensor
+    factor: Factor
 
-    def __init__(self, kernel: Kernel, factor: float | Tensor) -> None:
+    def __init__(self, kernel: Kernel, factor: Factor) -> None:
         super().__init__()
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel must be a fastmmd.Kernel, got {kernel!r}")
-        if isinstance(factor, Tensor) and factor.ndim != 0:
-            raise ValueError(
-                f"factor must be a number or a scalar tensor, got shape {list(factor.shape)}"
-            )
         self.kernel = kernel
-        _store(self, "factor", _checked_positive("factor", factor))
-        if kernel._constant_terms is not None and not isinstance(factor, Tensor):
-            self._constant_terms = self._make_terms()
+        store(self, "factor", checked_scalar("factor", factor))
+        if kernel._constant_terms is not None:
+            self._settle(factor)
 
     def _make_terms(self) -> Terms:
-        factor = self.factor
+        factor = value_of(self.factor)
         if isinstance(factor, Tensor):
-            factor = _checked_positive("factor", factor).double()
+            factor = checked_positive("factor", factor).double()
         terms = self.kernel.terms()
         return terms._replace(coefficients=terms.coefficients * factor)
 
     def __repr__(self) -> str:
         inner = f"({self.kernel!r})" if isinstance(self.kernel, Sum) else repr(self.kernel)
-        return f"{_show(self.factor)} * {inner}"
+        return f"{show(self.factor)} * {inner}"
 
 
 def _bank(
     family: int,
     bandwidth: Bandwidth,
     inverse: list[float],
-    weights: tuple[float, ...] | Tensor | None,
+    weights: Weights,
+    shape: tuple[float, float] = (0.0, 0.0),
 ) -> Terms:
     """The terms ``w phi(inverse_k * D / s^2)``, those of the first bandwidth first."""
     unit = FIXED
-    if isinstance(bandwidth, Tensor):
-        s = _checked_positive("bandwidth", bandwidth).double().reshape(-1, 1)
-        scales = (torch.tensor(inverse, dtype=torch.float64, device=s.device) / (s * s)).reshape(-1)
+    s, weights = value_of(bandwidth), value_of(weights)
+    if isinstance(s, Tensor):
+        factors = torch.tensor(inverse, dtype=torch.float64, device=s.device)
+        if isinstance(bandwidth, RunningBandwidth):  # s is 2 s^2, 0 if all points were equal
+            s = s.double()
+            scales = torch.where(s == 0, 0.0, 2 * factors / s)
+        else:
+            s = checked_positive("bandwidth", s).double().reshape(-1, 1)
+            scales = (factors / (s * s)).reshape(-1)
         size = scales.numel()
     else:
-        if isinstance(bandwidth, str):  # s^2 is half of the unit
-            unit, values = UNITS[bandwidth], [2.0 * i for i in inverse]
+        if isinstance(s, str):  # s^2 is half of the unit
+            unit, values = UNITS[s], [2.0 * i for i in inverse]
         else:
-            values = [i / bandwidth / bandwidth for i in inverse]
+            values = [i / s / s for i in inverse]
             if not all(0 < v < math.inf for v in values):
-                raise ValueError(
-                    f"bandwidth must be positive and its square in range, got {bandwidth!r}"
-                )
+                raise ValueError(f"bandwidth must be positive and its square in range, got {s!r}")
         scales, size = _doubles(values), len(values)
     if isinstance(weights, Tensor):
-        coefficients = _checked_nonnegative(weights).double().contiguous()
+        coefficients = checked_nonnegative(weights).double().contiguous()
     elif weights is None:
-        coefficients = scales.new_ones(size)
+        coefficients = torch.ones_like(scales)
     else:
         coefficients = torch.tensor(weights, dtype=torch.float64, device=scales.device)
-    return Terms(
-        (family,) * size, scales, coefficients, (0.0, 0.0) * size, (unit,) * size, (0,) * size
-    )
+    return Terms((family,) * size, scales, coefficients, shape * size, (unit,) * size, (0,) * size)
+
+
+def _one_term(family: int) -> Terms:
+    return Terms((family,), _doubles([1.0]), _doubles([1.0]), (0.0, 0.0), (FIXED,), (0,))
 
 
 def _doubles(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-
-def _store(module: nn.Module, name: str, value: Any) -> None:
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        module.register_buffer(name, value)
-    else:
-        setattr(module, name, value)
-
-
-def _bank_size(bandwidth: Bandwidth) -> int:
-    return bandwidth.numel() if isinstance(bandwidth, Tensor) else 1
-
-
-def _checked_bandwidth(bandwidth: Any) -> Any:
-    if isinstance(bandwidth, str):
-        if bandwidth not in UNITS:
-            raise ValueError(f"bandwidth must be {_BANDWIDTHS}, got {bandwidth!r}")
-        return bandwidth
-    if isinstance(bandwidth, Tensor) and (bandwidth.ndim > 1 or bandwidth.numel() == 0):
-        raise ValueError(
-            f"bandwidth must be of shape [] or [B], B > 0, got shape {list(bandwidth.shape)}"
-        )
-    return _checked_positive("bandwidth", bandwidth)
-
-
-def _checked_positive(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        _checked_floating(name, value)
-        if is_plain(value) and not bool(((value > 0) & value.isfinite()).all()):
-            raise ValueError(f"{name} must be positive and finite, got {value.detach()}")
-        return value
-    if not isinstance(value, Real):
-        accepted = _BANDWIDTHS if name == "bandwidth" else "a positive number"
-        raise TypeError(f"{name} must be {accepted}, got {value!r}")
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    return value
-
-
-def _checked_multipliers(multipliers: Any) -> tuple[float, ...]:
-    if isinstance(multipliers, (str, Tensor)) or not isinstance(multipliers, Sequence):
-        raise TypeError(f"multipliers must be a sequence of positive numbers, got {multipliers!r}")
-    if not multipliers:
-        raise ValueError("multipliers must hold at least one positive number, got none")
-    return tuple(_checked_positive("multipliers", m) for m in multipliers)
-
-
-def _checked_weights(weights: Any, size: int) -> Any:
-    if weights is None:
-        return None
-    if isinstance(weights, Tensor):
-        if weights.ndim != 1 or weights.numel() != size:
-            raise ValueError(
-                f"weights must be of shape [{size}], one for each term, got {list(weights.shape)}"
-            )
-        return _checked_nonnegative(weights)
-    if (
-        isinstance(weights, str)
-        or not isinstance(weights, Sequence)
-        or not all(isinstance(w, Real) for w in weights)
-    ):
-        raise TypeError(f"weights must be numbers, a tensor or None, got {weights!r}")
-    if len(weights) != size:
-        raise ValueError(f"weights must hold {size} numbers, one for each term, got {len(weights)}")
-    if not all(0 <= float(w) < math.inf for w in weights) or not any(weights):
-        raise ValueError(f"weights must be non-negative, finite and not all zero, got {weights!r}")
-    return tuple(float(w) for w in weights)
-
-
-def _checked_nonnegative(weights: Tensor) -> Tensor:
-    _checked_floating("weights", weights)
-    if is_plain(weights) and not are_weights(weights):
-        raise ValueError(
-            f"weights must be non-negative, finite and not all zero, got {weights.detach()}"
-        )
-    return weights
-
-
-def _checked_floating(name: str, value: Tensor) -> None:
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be of a floating dtype, got {value.dtype}")
-
-
-def _show(value: Any) -> str:
-    return repr(value.detach()) if isinstance(value, Tensor) else repr(value)
-
-
-def _show_weights(weights: Any) -> list[str]:
-    return [] if weights is None else [f"weights={_show(weights)}"]
 
 
 _DEFAULT = Gaussian("mean")  # it has no state, so one serves all

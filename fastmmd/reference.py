@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fastmmd.kernels import DOT, GEOMETRY, RADIAL, Kernel, Terms, as_kernel
-from fastmmd.kernels import LINEAR as LINEAR_FAMILY
+from fastmmd.kernels import Kernel, as_kernel
+from fastmmd.terms import DOT, GEOMETRY, RADIAL, Terms
+from fastmmd.terms import LINEAR as LINEAR_FAMILY
 
 BIASED, UNBIASED, LINEAR, BLOCK, INCOMPLETE, CROSS = range(6)
 ESTIMATORS = {"biased": 0, "unbiased": 1, "linear": 2, "block": 3, "incomplete": 4}
