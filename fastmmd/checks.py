@@ -14,7 +14,19 @@ from torch import Tensor
 
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 _POINT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_ESTIMATORS = {"biased": False, "unbiased": True}
+
+# The estimators, by the numbers that the native core knows them by. CROSS is the sum of
+# p_i q_j k(x_i, y_j) alone, RESOLVE makes bandwidths and nothing else.
+BIASED, UNBIASED, LINEAR, BLOCK, INCOMPLETE, CROSS, RESOLVE = range(7)
+ESTIMATORS = {
+    "biased": BIASED,
+    "unbiased": UNBIASED,
+    "linear": LINEAR,
+    "block": BLOCK,
+    "incomplete": INCOMPLETE,
+}
+_NAMES = tuple(ESTIMATORS)
+_PAIRING = (LINEAR, BLOCK, INCOMPLETE)  # the first min(n, m) points of each sample, unweighted
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -45,62 +57,86 @@ def are_weights(weights: Tensor, positive: int = 1) -> bool:
     return positive == 1 or int(torch.count_nonzero(weights)) >= positive
 
 
-def check_estimator(estimator: str) -> bool:
-    """Whether the estimator is the unbiased one."""
-    if isinstance(estimator, str) and estimator in _ESTIMATORS:
-        return _ESTIMATORS[estimator]
-    raise ValueError(f"estimator must be 'biased' or 'unbiased', got {estimator!r}")
+def check_estimator(estimator: str) -> int:
+    """The number of the estimator."""
+    if isinstance(estimator, str) and estimator in ESTIMATORS:
+        return ESTIMATORS[estimator]
+    *names, last = map(repr, _NAMES)
+    raise ValueError(f"estimator must be {', '.join(names)} or {last}, got {estimator!r}")
 
 
-def check_points(x: Tensor, y: Tensor, unbiased: bool) -> None:
-    """Raise unless x and y are two samples."""
-    for name, t in (("x", x), ("y", y)):
+def check_points(
+    x: Tensor, y: Tensor, estimator: int = BIASED, names: tuple[str, str] = ("x", "y")
+) -> None:
+    """Raise unless x and y are two samples, or two batches of as many samples."""
+    for name, t in zip(names, (x, y), strict=True):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
         if t.dtype not in _POINT_DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
-        if t.ndim != 2:
-            raise ValueError(f"{name} must be of rank 2, [points, width], got shape {_shape(t)}")
-        if t.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {t.layout}")
-        size, width = t.shape
-        if size == 0 or width == 0:
-            raise ValueError(f"{name} must not be empty, got shape {_shape(t)}")
-        if unbiased and size == 1:
+        if t.ndim != 2 and t.ndim != 3:
             raise ValueError(
-                f"{name} must have at least 2 points for estimator='unbiased',"
+                f"{name} must be of rank 2, [points, width], or rank 3, [batch, points, width],"
                 f" got shape {_shape(t)}"
             )
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"x and y must be of one width, got x of shape {_shape(x)} and y of shape {_shape(y)}"
-        )
+        if t.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {t.layout}")
+        if 0 in t.shape:
+            raise ValueError(f"{name} must not be empty, got shape {_shape(t)}")
+        if estimator != BIASED and t.shape[-2] == 1:
+            raise ValueError(
+                f"{name} must have at least 2 points for estimator={_NAMES[estimator]!r},"
+                f" got shape {_shape(t)}"
+            )
+    both = f"{names[0]} and {names[1]}"
+    shapes = f"got {names[0]} of shape {_shape(x)} and {names[1]} of shape {_shape(y)}"
+    if x.ndim != y.ndim:
+        raise ValueError(f"{both} must be of one rank, {shapes}")
+    if x.ndim == 3 and x.shape[0] != y.shape[0]:
+        raise ValueError(f"{both} must be batches of one size, {shapes}")
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"{both} must be of one width, {shapes}")
     if x.dtype != y.dtype:
-        raise TypeError(f"x and y must be of one dtype, got x of {x.dtype} and y of {y.dtype}")
+        raise TypeError(
+            f"{both} must be of one dtype, got {names[0]} of {x.dtype} and {names[1]} of {y.dtype}"
+        )
     if x.device != y.device:
-        raise ValueError(f"x and y must be on one device, got x on {x.device} and y on {y.device}")
+        raise ValueError(
+            f"{both} must be on one device, got {names[0]} on {x.device} and {names[1]} on"
+            f" {y.device}"
+        )
 
 
-def check_weights(name: str, weights: Tensor, points: Tensor, unbiased: bool) -> None:
+def check_weights(name: str, weights: Tensor, points: Tensor, estimator: int = BIASED) -> None:
     """Raise unless there is one weight for each of the points."""
     if not isinstance(weights, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or None, got {type(weights).__name__}")
+    if estimator in _PAIRING:
+        raise ValueError(
+            f"{name} must be None for estimator={_NAMES[estimator]!r}, which takes no weights,"
+            f" got shape {_shape(weights)}"
+        )
     if not weights.is_floating_point():
         raise TypeError(f"{name} must be of a floating dtype, got {weights.dtype}")
-    if weights.ndim != 1 or weights.shape[0] != points.shape[0]:
+    if weights.shape != points.shape[:-1]:
         raise ValueError(
-            f"{name} must be of shape [{points.shape[0]}], one weight for each point,"
+            f"{name} must be of shape {_shape(points)[:-1]}, one weight for each point,"
             f" got shape {_shape(weights)}"
         )
     if weights.device != points.device:
         raise ValueError(
             f"{name} must be on the device of its points, {points.device}, got {weights.device}"
         )
-    if is_plain(weights) and not are_weights(weights, 2 if unbiased else 1):
-        least = "at least two positive" if unbiased else "a positive sum"
-        raise ValueError(
-            f"{name} must be finite and non-negative with {least}, got {weights.detach()}"
-        )
+    if not is_plain(weights):
+        return
+    positive = 2 if estimator == UNBIASED else 1
+    for i, row in enumerate(weights if weights.ndim == 2 else [weights]):
+        if not are_weights(row, positive):
+            of = f"[{i}]" if weights.ndim == 2 else ""
+            least = "at least two positive" if estimator == UNBIASED else "a positive sum"
+            raise ValueError(
+                f"{name}{of} must be finite and non-negative with {least}, got {row.detach()}"
+            )
 
 
 def _shape(tensor: Tensor) -> list[int]:
