@@ -1,0 +1,421 @@
+"""Tables of numbers from .npy, .npz, .csv, .tsv and .parquet files."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmd._extras import require_extra
+
+__all__ = ["InputError", "Table", "aligned", "read"]
+
+_HINT = "; --columns names the ones to compare"
+
+
+class InputError(ValueError):
+    """A file that cannot be compared; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers of a file.
+
+    Attributes:
+        path: As the user wrote it.
+        values: [n, d], finite, of a floating dtype.
+        names: Of the d columns, or None if the file has none.
+        notes: What the user should know of the reading.
+    """
+
+    path: str
+    values: npt.NDArray[Any]
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names, or numbers from 0 in their place."""
+        width = self.values.shape[1]
+        return self.names or tuple(f"column {i}" for i in range(width))
+
+
+def read(path: str, key: str | None = None, columns: Sequence[str] | None = None) -> Table:
+    """Reads a file of numbers, by its suffix.
+
+    Args:
+        path: A ``.npy``, ``.npz``, ``.csv``, ``.tsv`` or ``.parquet`` file.
+        key: Which array of an ``.npz`` file; needed if it has several.
+        columns: Names, or numbers from 0, of the columns to take, in that order; all by default.
+
+    Returns:
+        At least 2 rows and 1 column. One-dimensional arrays become one column; of arrays with more
+        than two dimensions each entry of the first is a row.
+
+    Raises:
+        InputError: The file is missing, empty, damaged or holds something else than finite
+            numbers.
+        MissingExtraError: A ``.parquet`` file, and pyarrow is not installed.
+    """
+    suffix = Path(path).suffix.lower()
+    readers = {
+        ".npy": lambda: _from_array(path, _load(path), columns),
+        ".npz": lambda: _from_array(path, _load_npz(path, key), columns),
+        ".csv": lambda: _read_csv(path, columns),
+        ".tsv": lambda: _read_csv(path, columns, "\t"),
+        ".parquet": lambda: _read_parquet(path, columns),
+    }
+    if suffix not in readers:
+        raise InputError(f"{path}: the name of a file to compare ends in {', '.join(readers)}")
+    try:
+        if Path(path).stat().st_size == 0:
+            raise InputError(f"{path}: is empty")
+        with open(path, "rb"):
+            pass
+        table = readers[suffix]()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: does not fit into memory") from error
+    return _checked(table)
+
+
+def aligned(a: Table, b: Table) -> tuple[Table, Table]:
+    """The two tables with their columns in one order, that of a.
+
+    Raises:
+        InputError: They have different numbers of columns, or different names.
+    """
+    wide, other = a.values.shape[1], b.values.shape[1]
+    if a.names and b.names and a.names != b.names:
+        if set(a.names) == set(b.names) and len(set(a.names)) == len(a.names) == len(b.names):
+            order = [b.names.index(name) for name in a.names]
+            note = f"{b.path}: columns put into the order of {a.path}"
+            b = replace(b, values=b.values[:, order], names=a.names, notes=(*b.notes, note))
+            return a, b
+        only_a = [name for name in a.names if name not in b.names]
+        only_b = [name for name in b.names if name not in a.names]
+        if only_a or only_b or wide != other:
+            raise InputError(
+                f"{a.path} and {b.path} have different columns: {_some(only_a)} only in the first,"
+                f" {_some(only_b)} only in the second" + _HINT
+            )
+        raise InputError(
+            f"{a.path} and {b.path} repeat names of columns, in different orders, so their columns"
+            " cannot be matched"
+        )
+    if wide != other:
+        raise InputError(
+            f"{a.path} and {b.path} have unequal widths: {_count(wide)} and {_count(other)}"
+        )
+    if not a.names and b.names:
+        a = replace(a, names=b.names)
+    return a, b
+
+
+def _some(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _count(columns: int) -> str:
+    return f"{columns} column{'s' * (columns != 1)}"
+
+
+def _checked(table: Table) -> Table:
+    rows, width = table.values.shape
+    if rows == 0 or width == 0:
+        raise InputError(f"{table.path}: holds no numbers (of shape {rows} x {width})")
+    if rows < 2:
+        raise InputError(f"{table.path}: has 1 row; a sample to compare has 2 or more")
+    finite = np.isfinite(table.values)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        value, label = table.values[row, column], table.labels[column]
+        what = "a missing value (NaN)" if math.isnan(value) else f"{value}"
+        raise InputError(
+            f"{table.path}: row {row} (from 0) has {what} in {_named(label)}; drop or fill such"
+            " rows first"
+        )
+    return table
+
+
+def _named(label: str) -> str:
+    return label if label.startswith("column ") else f"column {label!r}"
+
+
+# --- NumPy ---------------------------------------------------------------------------------------
+
+
+def _load(path: str) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
+        if "allow_pickle" in str(error) and Path(path).suffix == ".npy":
+            with open(path, "rb") as file:
+                if file.read(6) == b"\x93NUMPY":
+                    raise InputError(f"{path}: holds Python objects or text, not numbers") from None
+        raise InputError(f"{path}: is no NumPy file, or is damaged") from error
+
+
+def _load_npz(path: str, key: str | None) -> Any:
+    archive = _load(path)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        return archive  # an .npy file under another name
+    with archive:
+        keys = list(archive.files)
+        if not keys:
+            raise InputError(f"{path}: is empty")
+        if key is None and len(keys) > 1:
+            raise InputError(f"{path}: has several arrays, {_some(keys)}: --key names one")
+        key = keys[0] if key is None else key
+        if key not in keys:
+            raise InputError(f"{path}: has no array {key!r}; it has {_some(keys)}")
+        try:
+            return archive[key]
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            if "allow_pickle" in str(error):
+                raise InputError(
+                    f"{path}: array {key!r} holds Python objects or text, not numbers"
+                ) from None
+            raise InputError(f"{path}: array {key!r} is damaged") from error
+
+
+def _from_array(path: str, array: Any, columns: Sequence[str] | None) -> Table:
+    if array.dtype.kind in "USO":
+        raise InputError(f"{path}: holds text, not numbers")
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{path}: holds values of dtype {array.dtype}, not real numbers")
+    if array.ndim == 0:
+        raise InputError(f"{path}: holds a single number, not a sample of points")
+    names: tuple[str, ...] | None = None
+    if array.ndim == 1:
+        array = array[:, None]
+    elif array.ndim > 2:
+        shape = array.shape[1:]
+        names = tuple(str(list(index)) for index in np.ndindex(*shape))
+        array = array.reshape(len(array), len(names))
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    table = Table(path, array, names)
+    if columns is None:
+        return table
+    picked = _picked(path, columns, names, array.shape[1])
+    return replace(
+        table,
+        values=array[:, picked],
+        names=tuple(table.labels[i] for i in picked),
+    )
+
+
+def _picked(
+    path: str, columns: Sequence[str], names: Sequence[str] | None, width: int
+) -> list[int]:
+    """Positions of the columns of these names, or numbers where no name fits."""
+    picked = []
+    for column in columns:
+        if names is not None and column in names:
+            picked.append(list(names).index(column))
+        elif column.isascii() and column.isdigit() and int(column) < width:
+            picked.append(int(column))
+        else:
+            there = _some(names) if names else f"0 to {width - 1}"
+            raise InputError(f"{path}: --columns: there is no column {column!r}; it has {there}")
+    return picked
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def _read_csv(path: str, columns: Sequence[str] | None, delimiter: str | None = None) -> Table:
+    try:
+        return _parse_csv(path, columns, delimiter)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason})") from error
+    except csv.Error as error:
+        raise InputError(f"{path}: is no table in text form ({error})") from error
+
+
+def _parse_csv(path: str, columns: Sequence[str] | None, delimiter: str | None) -> Table:
+    delimiter = delimiter or _delimiter(path)
+    first = next((cells for _, cells in _rows(path, delimiter)), None)
+    if first is None:
+        raise InputError(f"{path}: is empty")
+    # A row is a header if it has a word, or if its first cell alone is empty, as above an index.
+    has_header = any(cell.strip() and _number(cell) is None for cell in first) or (
+        len(first) > 1 and not first[0].strip() and all(cell.strip() for cell in first[1:])
+    )
+    names = tuple(cell.strip() for cell in first) if has_header else None
+    notes: tuple[str, ...] = ()
+    picked = list(range(len(first)))
+    if columns is not None:
+        picked = _picked(path, columns, names, len(first))
+    elif names is not None and not names[0] and len(names) > 1:
+        picked = picked[1:]
+        notes = (f"{path}: the first column has no name; taken for an index and left out",)
+    values = _numbers(path, delimiter, has_header, picked, len(first), names)
+    shown = names if names is not None or columns is None else first
+    if shown is not None:
+        labels = names or [f"column {i}" for i in range(len(first))]
+        shown = tuple(labels[i] or f"column {i}" for i in picked)
+    return Table(path, values, tuple(shown) if shown is not None else None, notes)
+
+
+def _numbers(
+    path: str,
+    delimiter: str,
+    has_header: bool,
+    picked: list[int],
+    width: int,
+    names: Sequence[str] | None,
+) -> npt.NDArray[Any]:
+    """The cells of these columns as float64; rows of another width or with text are errors."""
+    lines = 0
+
+    def counted(file: Any) -> Iterator[str]:
+        nonlocal lines
+        for line in itertools.islice(file, int(has_header), None):
+            lines += 1
+            yield line
+
+    try:
+        with open(path, encoding="utf-8-sig", newline=None) as file:
+            # The common case, at the speed of C.
+            values = np.loadtxt(
+                counted(_nonempty(file)),
+                delimiter=None if delimiter == " " else delimiter,
+                comments=None,
+                quotechar='"',
+                ndmin=2,
+                dtype=np.float64,
+            )
+    except ValueError:
+        values = None
+    if values is not None and lines and values.shape[1] == width:
+        return values[:, picked] if picked != list(range(width)) else values
+    # Slower: text in columns that are not wanted, empty cells, or a mistake to be named.
+    rows = []
+    for number, cells in itertools.islice(_rows(path, delimiter), int(has_header), None):
+        if len(cells) != width:
+            raise InputError(
+                f"{path}: line {number} has {_count(len(cells))} where the first has {width}"
+            )
+        rows.append([_cell(path, number, cells[i], i, names) for i in picked])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(picked))
+
+
+def _cell(path: str, line: int, cell: str, index: int, names: Sequence[str] | None) -> float:
+    number = _number(cell)
+    if number is not None:
+        return number
+    label = _named(names[index] if names and names[index] else f"column {index}")
+    if not cell.strip():
+        raise InputError(f"{path}: line {line} has nothing in {label}; drop or fill such rows first")
+    shown = cell.strip() if len(cell.strip()) <= 40 else cell.strip()[:37] + "..."
+    raise InputError(f"{path}: line {line} has text in {label}: {shown!r}" + _HINT)
+
+
+def _number(cell: str) -> float | None:
+    if "_" in cell:  # Python's float takes 1_000, which no file means as a number
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _nonempty(file: Any) -> Iterator[str]:
+    return (line for line in file if line.strip())
+
+
+def _rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Numbers of the lines, from 1, and their cells; empty lines are left out."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if delimiter == " ":
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.split()
+            return
+        reader = csv.reader(file, delimiter=delimiter)
+        for cells in reader:
+            if len(cells) > 1 or (cells and cells[0].strip()):
+                yield reader.line_num, cells
+
+
+def _delimiter(path: str) -> str:
+    """What separates the cells of the first line: a comma, semicolon, tab, bar or blank."""
+    with open(path, encoding="utf-8-sig") as file:
+        line = next(_nonempty(file), "")
+    if "\0" in line:
+        raise InputError(f"{path}: is no text file")
+    bare = re.sub('"[^"]*"', "", line).strip()
+    for delimiter in (";", "\t", ",", "|"):
+        if delimiter in bare:
+            return delimiter
+    # Names may hold blanks, numbers do not.
+    cells = bare.split()
+    return " " if len(cells) > 1 and all(_number(cell) is not None for cell in cells) else ","
+
+
+# --- Parquet -------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: str, columns: Sequence[str] | None) -> Table:
+    require_extra("reading .parquet files", "cli", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        notes: tuple[str, ...] = ()
+        picked = list(range(len(names)))
+        if columns is not None:
+            picked = _picked(path, columns, names, len(names))
+        elif any(name.startswith("__index_level_") for name in names):
+            picked = [i for i in picked if not names[i].startswith("__index_level_")]
+            notes = (f"{path}: the index of the data frame is left out",)
+        for i in picked:
+            kind = file.schema_arrow.field(i).type
+            if not _is_number(pa.types, kind):
+                _not_numbers(path, names[i], kind)
+        table = file.read()
+        arrays = [_parquet_column(path, names[i], table.column(i), pa) for i in picked]
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: is no Parquet file, or is damaged") from error
+    values = np.stack(arrays, axis=1) if arrays else np.empty((table.num_rows, 0))
+    return Table(path, values, tuple(names[i] for i in picked), notes)
+
+
+def _is_number(types: Any, kind: Any) -> bool:
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+    return any(test(kind) for test in tests)
+
+
+def _not_numbers(path: str, name: str, kind: Any) -> NoReturn:
+    what = "text" if str(kind) in ("string", "large_string", "string_view") else f"values of {kind}"
+    raise InputError(f"{path}: column {name!r} holds {what}, not numbers" + _HINT)
+
+
+def _parquet_column(path: str, name: str, column: Any, pa: Any) -> npt.NDArray[Any]:
+    if column.null_count:
+        row = next(i for i, value in enumerate(column) if not value.is_valid)
+        raise InputError(
+            f"{path}: row {row} (from 0) has nothing in column {name!r}; drop or fill such rows"
+            " first"
+        )
+    if pa.types.is_decimal(column.type) or pa.types.is_boolean(column.type):
+        column = column.cast(pa.float64())
+    return np.asarray(column.to_numpy(), dtype=np.float64)
