@@ -7,17 +7,102 @@
 0.0
 """
 
-from fastmmd.functional import mmd2
-from fastmmd.kernels import Energy, Gaussian, Kernel, Laplacian, Scaled, Sum
-from fastmmd.losses import MMDLoss
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Energy", "Gaussian", "Kernel", "Laplacian", "MMDLoss", "Scaled", "Sum", "mmd2"]
+from fastmmd.classwise import class_conditional_mmd2, local_mmd2
+from fastmmd.correlation import coral
+from fastmmd.functional import (
+    contributions,
+    energy_distance,
+    joint_mmd2,
+    kernel_sum,
+    mmd2,
+    witness,
+)
+from fastmmd.kernels import (
+    Cosine,
+    Energy,
+    Gaussian,
+    InverseMultiquadric,
+    Kernel,
+    Laplacian,
+    Linear,
+    Matern,
+    Polynomial,
+    RationalQuadratic,
+    Scaled,
+    Sum,
+)
+from fastmmd.losses import (
+    ClassConditionalMMDLoss,
+    CORALLoss,
+    EnergyDistanceLoss,
+    JointMMDLoss,
+    LocalMMDLoss,
+    MMDLoss,
+)
+from fastmmd.parameters import Learnable, RunningBandwidth
+from fastmmd.power import mmd2_variance, power_criterion
+
+if TYPE_CHECKING:
+    from fastmmd import compat, stats
+    from fastmmd.stats import two_sample_test
+
+__all__ = [
+    "CORALLoss",
+    "ClassConditionalMMDLoss",
+    "Cosine",
+    "Energy",
+    "EnergyDistanceLoss",
+    "Gaussian",
+    "InverseMultiquadric",
+    "JointMMDLoss",
+    "Kernel",
+    "Laplacian",
+    "Learnable",
+    "Linear",
+    "LocalMMDLoss",
+    "MMDLoss",
+    "Matern",
+    "Polynomial",
+    "RationalQuadratic",
+    "RunningBandwidth",
+    "Scaled",
+    "Sum",
+    "class_conditional_mmd2",
+    "compat",
+    "contributions",
+    "coral",
+    "energy_distance",
+    "joint_mmd2",
+    "kernel_sum",
+    "local_mmd2",
+    "mmd2",
+    "mmd2_variance",
+    "power_criterion",
+    "stats",
+    "two_sample_test",
+    "witness",
+]
+
+# Imported when first asked for: what a training loop does without must not slow its start.
+_MODULES = ("compat", "stats")
+_MEMBERS = {"two_sample_test": "stats"}
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> Any:
+    from importlib import import_module, metadata
+
     if name == "__version__":
-        # Imported on demand: reading package metadata is a good part of an import of this package.
-        from importlib.metadata import version
-
-        return version("fastmmd")
+        return metadata.version("fastmmd")
+    if name in _MODULES:
+        return import_module(f"fastmmd.{name}")
+    if name in _MEMBERS:
+        value = getattr(import_module(f"fastmmd.{_MEMBERS[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
