@@ -1,20 +1,23 @@
 // Kernel families: one small struct each, read by the CPU and by the CUDA compiler.
 //
-// A kernel is a sum of radial terms of the squared distance D = |x - y|^2,
+// A kernel is a sum of terms of one statistic u of a pair of points,
 //
-//     k(D) = sum_t w_t phi_t(c_t D),
+//     k(u) = sum_t w_t phi_t(c_t u),
 //
-// with scale c_t and coefficient w_t. Terms that share work travel together in a Segment. A family
-// gives slope_factor, for whoever fills a segment on the host, and three functions of one D (a
-// scalar on the GPU, a SIMD vector on the CPU):
+// with scale c_t and coefficient w_t. Radial families look at the squared distance u = |x - y|^2,
+// the others at the inner product u = <x, y>, for the cosine that of the rows divided by their
+// norms. Terms that share work travel together in a Segment. A family gives `rate` and
+// `slope_factor`, for whoever fills a segment on the host, and three functions of one u (a scalar
+// on the GPU, a SIMD vector on the CPU):
 //
-//     eval   k  += sum_t w_t phi(c_t D)
-//     grad   the same, and dk += sum_t w_t c_t phi'(c_t D), the slope in D
-//     terms  per term t: v_w[t] += a phi(c_t D), v_c[t] += a D phi'(c_t D), a the weight of the
+//     eval   k  += sum_t w_t phi(c_t u)
+//     grad   the same, and dk += sum_t w_t c_t phi'(c_t u), the slope in u
+//     terms  per term t: v_w[t] += a phi(c_t u), v_c[t] += a u phi'(c_t u), a the weight of the
 //     pair
 //
-// `Math` names the vector type V and supplies exp and sqrt for it. The numeric trap is r = 0: the
-// slope of a kernel in r = sqrt(D) is unbounded there and is taken as 0 (Math::over_positive).
+// `Math` names the vector type V and supplies exp, log and sqrt for it. The numeric trap is r = 0:
+// the slope of some kernels in r = sqrt(D) is unbounded there and is taken as 0
+// (Math::over_positive).
 #pragma once
 
 #if defined(__CUDACC__)
@@ -25,7 +28,28 @@
 
 namespace fastmmd {
 
-enum class Family : int { gaussian = 0, laplacian = 1, energy = 2 };
+enum class Family : int {
+  gaussian = 0,
+  laplacian = 1,
+  energy = 2,
+  inverse_multiquadric = 3,
+  rational_quadratic = 4,
+  matern32 = 5,
+  matern52 = 6,
+  polynomial = 7,
+  linear = 8,
+  cosine = 9,
+};
+constexpr int num_families = 10;
+
+// What a family looks at: |x - y|^2, <x, y>, or <x, y> / (|x| |y|).
+enum class Geometry : int { radial = 0, dot = 1, cosine = 2 };
+
+constexpr Geometry geometry(Family family) {
+  return family == Family::cosine       ? Geometry::cosine
+         : family >= Family::polynomial ? Geometry::dot
+                                        : Geometry::radial;
+}
 
 // Squaring doubles the relative error: after four squarings a fresh exponential is cheaper than
 // the lost digits.
@@ -37,13 +61,17 @@ template <class T>
 struct Segment {
   Family family;
   int length;
-  T rate;               // Gaussian: c of link 0. Laplacian and energy: sqrt(c).
+  T rate;               // what the family multiplies u or sqrt(u) by, for link 0
+  T shape;              // rational quadratic: alpha. Polynomial: coef0.
+  int degree;           // polynomial
   T weight[max_chain];  // w_q
   T slope[max_chain];   // factor of the family's slope, with w_q in it
   int term[max_chain];  // where the caller listed this link
 };
 
 struct Gaussian {  // phi(t) = exp(-t)
+  static constexpr bool radial = true;
+
   template <class Math, class V, class T>
   static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
     V e = Math::exp(-s.rate * D);
@@ -78,10 +106,13 @@ struct Gaussian {  // phi(t) = exp(-t)
     }
   }
 
-  static double slope_factor(double c) { return -c; }
+  static double rate(double c, double) { return c; }
+  static double slope_factor(double c, double) { return -c; }
 };
 
 struct Laplacian {  // phi(t) = exp(-sqrt(t)), that is exp(-r / s) with c = 1 / s^2
+  static constexpr bool radial = true;
+
   template <class Math, class V, class T>
   static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
     k += s.weight[0] * Math::exp(-s.rate * Math::sqrt(D));
@@ -104,10 +135,13 @@ struct Laplacian {  // phi(t) = exp(-sqrt(t)), that is exp(-r / s) with c = 1 / 
     v_c[s.term[0]] -= Math::over_positive(a * e * r, (2 * s.rate) - V{});
   }
 
-  static double slope_factor(double c) { return -0.5 * __builtin_sqrt(c); }
+  static double rate(double c, double) { return __builtin_sqrt(c); }
+  static double slope_factor(double c, double) { return -0.5 * __builtin_sqrt(c); }
 };
 
 struct Energy {  // phi(t) = -sqrt(t)
+  static constexpr bool radial = true;
+
   template <class Math, class V, class T>
   static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
     k -= (s.weight[0] * s.rate) * Math::sqrt(D);
@@ -127,7 +161,182 @@ struct Energy {  // phi(t) = -sqrt(t)
     v_c[s.term[0]] -= Math::over_positive(a * r, (2 * s.rate) - V{});
   }
 
-  static double slope_factor(double c) { return -0.5 * __builtin_sqrt(c); }
+  static double rate(double c, double) { return __builtin_sqrt(c); }
+  static double slope_factor(double c, double) { return -0.5 * __builtin_sqrt(c); }
+};
+
+struct InverseMultiquadric {  // phi(t) = (1 + t)^(-1/2)
+  static constexpr bool radial = true;
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
+    k += s.weight[0] / Math::sqrt(T(1) + s.rate * D);
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void grad(V D, const Segment<T>& s, V& k, V& dk) {
+    const V base = T(1) + s.rate * D;
+    const V phi = T(1) / Math::sqrt(base);
+    k += s.weight[0] * phi;
+    dk += s.slope[0] * (phi / base);
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
+    const V base = T(1) + s.rate * D;
+    const V phi = a / Math::sqrt(base);
+    v_w[s.term[0]] += phi;
+    v_c[s.term[0]] -= T(0.5) * D * (phi / base);
+  }
+
+  static double rate(double c, double) { return c; }
+  static double slope_factor(double c, double) { return -0.5 * c; }
+};
+
+struct RationalQuadratic {  // phi(t) = (1 + t / alpha)^(-alpha)
+  static constexpr bool radial = true;
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
+    k += s.weight[0] * Math::exp(-s.shape * Math::log(T(1) + s.rate * D));
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void grad(V D, const Segment<T>& s, V& k, V& dk) {
+    const V base = T(1) + s.rate * D;
+    const V phi = Math::exp(-s.shape * Math::log(base));
+    k += s.weight[0] * phi;
+    dk += s.slope[0] * (phi / base);
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
+    const V base = T(1) + s.rate * D;
+    const V phi = a * Math::exp(-s.shape * Math::log(base));
+    v_w[s.term[0]] += phi;
+    v_c[s.term[0]] -= D * (phi / base);
+  }
+
+  static double rate(double c, double alpha) { return c / alpha; }
+  static double slope_factor(double c, double) { return -c; }
+};
+
+struct Matern32 {  // phi(t) = (1 + q) exp(-q), q = sqrt(3 t)
+  static constexpr bool radial = true;
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
+    const V q = s.rate * Math::sqrt(D);
+    k += s.weight[0] * ((T(1) + q) * Math::exp(-T(1) * q));
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void grad(V D, const Segment<T>& s, V& k, V& dk) {
+    const V q = s.rate * Math::sqrt(D);
+    const V e = Math::exp(-T(1) * q);
+    k += s.weight[0] * ((T(1) + q) * e);
+    dk += s.slope[0] * e;
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
+    const V q = s.rate * Math::sqrt(D);
+    const V e = a * Math::exp(-T(1) * q);
+    v_w[s.term[0]] += (T(1) + q) * e;
+    v_c[s.term[0]] -= T(1.5) * D * e;
+  }
+
+  static double rate(double c, double) { return __builtin_sqrt(3 * c); }
+  static double slope_factor(double c, double) { return -1.5 * c; }
+};
+
+struct Matern52 {  // phi(t) = (1 + q + q^2 / 3) exp(-q), q = sqrt(5 t)
+  static constexpr bool radial = true;
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
+    const V q = s.rate * Math::sqrt(D);
+    k += s.weight[0] * ((T(1) + q + T(1.0 / 3) * q * q) * Math::exp(-T(1) * q));
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void grad(V D, const Segment<T>& s, V& k, V& dk) {
+    const V q = s.rate * Math::sqrt(D);
+    const V e = Math::exp(-T(1) * q);
+    k += s.weight[0] * ((T(1) + q + T(1.0 / 3) * q * q) * e);
+    dk += s.slope[0] * ((T(1) + q) * e);
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
+    const V q = s.rate * Math::sqrt(D);
+    const V e = a * Math::exp(-T(1) * q);
+    v_w[s.term[0]] += (T(1) + q + T(1.0 / 3) * q * q) * e;
+    v_c[s.term[0]] -= T(5.0 / 6) * D * ((T(1) + q) * e);
+  }
+
+  static double rate(double c, double) { return __builtin_sqrt(5 * c); }
+  static double slope_factor(double c, double) { return -5.0 / 6 * c; }
+};
+
+struct Polynomial {  // phi(t) = (t + coef0)^degree
+  static constexpr bool radial = false;
+
+  template <class V, class T>
+  static FASTMMD_INLINE V power(V base, int exponent) {
+    V result = T(1) + V{};
+    for (; exponent; exponent >>= 1, base *= base)
+      if (exponent & 1) result *= base;
+    return result;
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void eval(V u, const Segment<T>& s, V& k) {
+    k += s.weight[0] * power<V, T>(s.shape + s.rate * u, s.degree);
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void grad(V u, const Segment<T>& s, V& k, V& dk) {
+    const V base = s.shape + s.rate * u;
+    const V slope = power<V, T>(base, s.degree - 1);
+    k += s.weight[0] * (slope * base);
+    dk += s.slope[0] * slope;
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void terms(V u, const Segment<T>& s, V a, V* v_w, V* v_c) {
+    const V base = s.shape + s.rate * u;
+    const V slope = a * power<V, T>(base, s.degree - 1);
+    v_w[s.term[0]] += slope * base;
+    v_c[s.term[0]] += T(s.degree) * u * slope;
+  }
+
+  static double rate(double c, double) { return c; }
+  static double slope_factor(double c, double degree) { return degree * c; }
+};
+
+struct Linear {  // phi(t) = t; of normalised rows it is the cosine kernel
+  static constexpr bool radial = false;
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void eval(V u, const Segment<T>& s, V& k) {
+    k += s.slope[0] * u;
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void grad(V u, const Segment<T>& s, V& k, V& dk) {
+    k += s.slope[0] * u;
+    dk += s.slope[0] - V{};
+  }
+
+  template <class Math, class V, class T>
+  static FASTMMD_INLINE void terms(V u, const Segment<T>& s, V a, V* v_w, V* v_c) {
+    v_w[s.term[0]] += s.rate * (a * u);
+    v_c[s.term[0]] += a * u;
+  }
+
+  static double rate(double c, double) { return c; }
+  static double slope_factor(double c, double) { return c; }
 };
 
 // Calls visit(family struct): the only list of families.
@@ -140,10 +349,17 @@ FASTMMD_INLINE void dispatch(Family family, Visit&& visit) {
     case Family::gaussian: return visit(Gaussian{});
     case Family::laplacian: return visit(Laplacian{});
     case Family::energy: return visit(Energy{});
+    case Family::inverse_multiquadric: return visit(InverseMultiquadric{});
+    case Family::rational_quadratic: return visit(RationalQuadratic{});
+    case Family::matern32: return visit(Matern32{});
+    case Family::matern52: return visit(Matern52{});
+    case Family::polynomial: return visit(Polynomial{});
+    case Family::linear:
+    case Family::cosine: return visit(Linear{});
   }
 }
 
-// phi(0): the diagonal of the kernel matrix, which the tile loops leave out.
+// phi(0) of a radial family: the diagonal of the kernel matrix, which the tile loops leave out.
 inline double value_at_zero(Family family) { return family == Family::energy ? 0.0 : 1.0; }
 
 }  // namespace fastmmd

@@ -1,4 +1,4 @@
-// The exact lower median of |z_i - z_j|^2 over i < j, without storing the N (N - 1) / 2 values.
+// The exact lower median of |z_i - z_j|^2 over i < j, or of all N^2 of them, without storing them.
 //
 // Non-negative floating-point numbers order as their bit patterns do. A pass over the tiles counts
 // how many distances fall into each of `bins` equal ranges of bit patterns and so narrows the
@@ -31,12 +31,13 @@ class Median {
   };
   static constexpr int64_t capacity = int64_t(sizeof(int64_t)) * bins / int64_t(sizeof(T));
 
-  // Every rank of the team calls this and gets the answer; NaN if any distance is NaN.
+  // Over the rows of the first `blocks` blocks; `all`: over all pairs, (i, i) among them. Every
+  // rank of the team calls this and gets the answer; NaN if any distance is NaN.
   template <class BlockAt, class CountsAt>
   double run(Team& team, int rank, const TileKernels<T>& kernels, const Plan<T>& plan,
-             int64_t blocks, const Scratch<T>& scratch, const BlockAt& block_at,
-             const CountsAt& counts_at) {
-    if (rank == 0) start(blocks, block_at, counts_at(0));
+             const Factor<T>& factor, int64_t blocks, bool all, const Scratch<T>& scratch,
+             const BlockAt& block_at, const CountsAt& counts_at) {
+    if (rank == 0) start(blocks, all, block_at, counts_at(0));
     team.barrier();
     while (!done_) {
       Counts& counts = counts_at(rank);
@@ -48,11 +49,11 @@ class Median {
       while (team.go_on(rank) && (index = next_.fetch_add(1)) < blocks * (blocks + 1) / 2) {
         while (index - begin >= blocks - I) begin += blocks - I++;
         const Block a = block_at(I), b = block_at(I + index - begin);
-        kernels.distances(plan, a, b, scratch);
+        kernels.statistics(plan, factor, a, b, scratch.tiles);
         const int64_t ld = int64_t(b.vectors) * plan.lanes;
         for (int64_t i = 0; i < a.rows; ++i)
           for (int64_t j = a.row == b.row ? i + 1 : 0; j < b.rows; ++j) {
-            const T D = scratch.tile[i * ld + j];
+            const T D = scratch.tiles[i * ld + j];
             const Key key = bits(D);
             if (D != D) {
               undefined_.store(true, std::memory_order_relaxed);
@@ -97,11 +98,16 @@ class Median {
   }
 
   template <class BlockAt>
-  void start(int64_t blocks, const BlockAt& block_at, Counts& candidates) {
+  void start(int64_t blocks, bool all, const BlockAt& block_at, Counts& candidates) {
     int64_t rows = 0;
     for (int64_t b = 0; b < blocks; ++b) rows += block_at(b).rows;
     wanted_ = rows * (rows - 1) / 2;
     rank_ = (wanted_ - 1) / 2;
+    if (all) {  // the zeros of the diagonal come first, then every pair twice
+      const int64_t middle = (rows * rows - 1) / 2;
+      if (middle < rows) return finish(0);
+      rank_ = (middle - rows) / 2;
+    }
     candidates_ = reinterpret_cast<T*>(candidates.bin);
     set_range(0, bits(std::numeric_limits<T>::infinity()));
   }

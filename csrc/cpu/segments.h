@@ -9,16 +9,25 @@
 
 namespace fastmmd::cpu {
 
-// Terms as segments. Gaussians whose scales double share one exponential; scales are compared with
-// a tolerance, as they come from squares of rounded bandwidths.
+// The segments of all factors, those of a factor side by side. Gaussians whose scales double share
+// one exponential; scales are compared with a tolerance, as they come from squares of rounded
+// bandwidths.
 template <class T>
 class Kernel {
  public:
-  void set(const Term* terms, int num_terms, const double* scales) {
+  struct Range {
+    const Segment<T>* segments;
+    int num_segments;
+    T near_offset;
+  };
+
+  // Appends the segments of one factor, whose terms are [first, last).
+  Range add(const Term* terms, int first, int last, const double* scales) {
+    const int begin = num_segments_;
     int order[max_terms];
     int gaussians = 0;
     double widest = 0;
-    for (int t = 0; t < num_terms; ++t)
+    for (int t = first; t < last; ++t)
       if (terms[t].family == Family::gaussian) {
         order[gaussians++] = t;
         widest = std::max(widest, scales[t]);
@@ -31,7 +40,7 @@ class Kernel {
     for (int o = 0; o < gaussians; ++o) {
       if (used[o]) continue;
       double scale = scales[order[o]];
-      Segment<T>& segment = open(Family::gaussian, scale);
+      Segment<T>& segment = open(terms[order[o]], scale);
       append(segment, terms, order[o], scale);
       for (int next = o + 1; next < gaussians && segment.length < max_chain; ++next) {
         const double ratio = scales[order[next]] / scale;
@@ -42,24 +51,24 @@ class Kernel {
         append(segment, terms, order[next], scale);
       }
     }
-    for (int t = 0; t < num_terms; ++t)
+    for (int t = first; t < last; ++t)
       if (terms[t].family != Family::gaussian)
-        append(open(terms[t].family, std::sqrt(scales[t])), terms, t, scales[t]);
+        append(open(terms[t], scales[t]), terms, t, scales[t]);
 
     // Distances enter a Gaussian as c D, whose rounding error is that of c (|z_i|^2 + |z_j|^2).
     constexpr double harmless = 16;
-    if (gaussians == num_terms) near_offset = T(std::min(harmless / widest, 1e30));
+    const T near_offset = gaussians == last - first ? T(std::min(harmless / widest, 1e30)) : T(0);
+    return {segments_ + begin, num_segments_ - begin, near_offset};
   }
 
-  const Segment<T>* segments() const { return segments_; }
-  int num_segments() const { return num_segments_; }
-  T near_offset = 0;
-
  private:
-  Segment<T>& open(Family family, double rate) {
+  Segment<T>& open(const Term& term, double scale) {
     Segment<T>& segment = segments_[num_segments_++];
-    segment.family = family;
-    segment.rate = T(rate);
+    segment.family = term.family;
+    dispatch(term.family,
+             [&](auto family) { segment.rate = T(decltype(family)::rate(scale, term.p)); });
+    segment.shape = T(term.family == Family::polynomial ? term.q : term.p);
+    segment.degree = term.family == Family::polynomial ? int(term.p) : 0;
     segment.length = 0;
     return segment;
   }
@@ -67,7 +76,8 @@ class Kernel {
   void append(Segment<T>& segment, const Term* terms, int t, double scale) {
     const int q = segment.length++;
     double factor = 0;
-    dispatch(segment.family, [&](auto family) { factor = decltype(family)::slope_factor(scale); });
+    dispatch(segment.family,
+             [&](auto family) { factor = decltype(family)::slope_factor(scale, terms[t].p); });
     segment.weight[q] = T(terms[t].coefficient);
     segment.slope[q] = T(terms[t].coefficient * factor);
     segment.term[q] = t;

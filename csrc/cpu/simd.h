@@ -141,6 +141,31 @@ struct Simd {
   static FASTMMD_INLINE V over_positive(V num, V den) { return den == 0 ? V{} : num / den; }
 
   static FASTMMD_INLINE V exp(V x) { return Many<T, 1>::exp({{x}}).part[0]; }
+
+  // log(x) for x >= 1, absolute error about one unit in the last place of 1 + log(x).
+  //
+  // x = 2^n m with sqrt(1/2) <= m < sqrt(2), and log(m) = 2 atanh(s) = 2 (s + s^3/3 + s^5/5 + ...),
+  // s = (m - 1) / (m + 1), |s| < 0.172. Infinity and NaN stay what they are.
+  static FASTMMD_INLINE V log(V x) {
+    constexpr bool single = sizeof(T) == 4;
+    constexpr int exponent = single ? 23 : 52, bias = single ? 127 : 1023;
+    constexpr typename Bits<T>::type one = typename Bits<T>::type(bias) << exponent;
+    constexpr T ln2 = T(0.69314718055994530942), root2 = T(1.41421356237309504880);
+    constexpr T largest = single ? T(3.40282346638528859812e38) : T(1.79769313486231570815e308);
+    const I bits = I(x);
+    constexpr typename Bits<T>::type fraction = (typename Bits<T>::type(1) << exponent) - 1;
+    const V mantissa = V((bits & fraction) | one);
+    const I above = mantissa > root2;
+    const V m = above ? T(0.5) * mantissa : mantissa;
+    const I n = (bits >> exponent) - bias - above;  // `above` is -1 where it holds
+    const V count = __builtin_convertvector(n, V);
+    const V s = (m - 1) / (m + 1), z = s * s;
+    V series = T(1.0 / (single ? 11 : 23)) + V{};
+#pragma GCC unroll 16
+    for (int k = single ? 9 : 21; k >= 3; k -= 2) series = T(1.0) / k + z * series;
+    const V result = ln2 * count + (2 * s + 2 * s * (z * series));
+    return x <= largest ? result : x;
+  }
 };
 
 // Several vectors that go through each step together. A kernel value is one long chain of dependent
@@ -178,6 +203,12 @@ struct Many {
   friend FASTMMD_INLINE Many operator*(const Many& a, const Many& b) {
     return each([&](int u) { return a.part[u] * b.part[u]; });
   }
+  friend FASTMMD_INLINE Many operator/(const Many& a, const Many& b) {
+    return each([&](int u) { return a.part[u] / b.part[u]; });
+  }
+  friend FASTMMD_INLINE Many operator/(T a, const Many& b) {
+    return each([&](int u) { return a / b.part[u]; });
+  }
   friend FASTMMD_INLINE Many operator+(T a, const Many& b) {
     return each([&](int u) { return a + b.part[u]; });
   }
@@ -193,6 +224,9 @@ struct Many {
 
   static FASTMMD_INLINE Many sqrt(const Many& a) {
     return each([&](int u) { return S::sqrt(a.part[u]); });
+  }
+  static FASTMMD_INLINE Many log(const Many& a) {
+    return each([&](int u) { return S::log(a.part[u]); });
   }
   static FASTMMD_INLINE Many over_positive(const Many& a, const Many& b) {
     return each([&](int u) { return S::over_positive(a.part[u], b.part[u]); });

@@ -1,5 +1,4 @@
-// A team of threads that runs one function in phases of shared work, and an order of tasks that
-// needs no lock.
+// A team of threads that runs one function in phases of shared work.
 #pragma once
 
 #include <atomic>
@@ -128,57 +127,6 @@ class Team {
   std::atomic<bool> stopped_{false};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> phase_{0};
-};
-
-// All pairs (I, J), I <= J, of `blocks` blocks as a round-robin tournament: round 0 holds the pairs
-// (I, I), and every block plays once in each later round (one of them rests if their number is
-// odd). A pair runs when both of its blocks have finished the rounds before. So what is added up
-// per block is added in one order, whatever the number of threads, with no lock.
-class Tournament {
- public:
-  explicit Tournament(int64_t blocks) : blocks_(blocks), even_(blocks + blocks % 2) {}
-
-  int64_t games() const { return blocks_ + (even_ - 1) * (even_ / 2); }
-
-  struct Game {
-    int64_t round, first, second;
-    bool rest;  // `second` does not exist: nothing to do but to note that the round is over
-  };
-
-  Game game(int64_t index) const {
-    if (index < blocks_) return {0, index, index, false};
-    const int64_t round = 1 + (index - blocks_) / (even_ / 2);
-    const int64_t seat = (index - blocks_) % (even_ / 2);
-    const int64_t ring = even_ - 1;  // block `ring` stays, the others move round it
-    int64_t a = (round - 1 + seat) % ring;
-    int64_t b = seat ? (round - 1 + ring - seat) % ring : ring;
-    if (a > b) {
-      const int64_t t = a;
-      a = b;
-      b = t;
-    }
-    return {round, a, b, b >= blocks_};
-  }
-
-  // Plays all games with the team: play(I, J). `rounds` [blocks] starts at zero.
-  template <class Play>
-  void run(Team& team, int rank, Phase& phase, std::atomic<int64_t>* rounds,
-           const Play& play) const {
-    team.share(phase, rank, games(), [&](int64_t index) {
-      const Game g = game(index);
-      // Games are handed out in order, so whoever is waited for is already running.
-      if (!team.wait_for(rounds[g.first], rank, g.round)) return;
-      if (!g.rest) {
-        if (!team.wait_for(rounds[g.second], rank, g.round)) return;
-        play(g.first, g.second);
-        if (g.second != g.first) rounds[g.second].store(g.round + 1, std::memory_order_release);
-      }
-      rounds[g.first].store(g.round + 1, std::memory_order_release);
-    });
-  }
-
- private:
-  int64_t blocks_, even_;
 };
 
 }  // namespace fastmmd::cpu

@@ -33,44 +33,82 @@ struct Panels {
 
 struct Block {
   int64_t row;    // first row, counted over padded rows
-  int64_t start;  // first row, counted within its domain
+  int64_t start;  // first row, counted within its domain: the position of the first row
   int rows;       // rows that exist
   int vectors;    // padded rows / lanes
   int domain;     // 0: x, 1: y
 };
 
+// Which pairs (i, j) count, by their positions in their samples. Symmetric in i and j.
+struct Pairs {
+  bool self_within;  // i = j within a sample
+  bool self_across;  // i = j across the samples
+  int64_t group;     // i and j of one group of this many, if not 0
+  int64_t band;      // |i - j| <= band, if not 0
+  int64_t used;      // with groups and bands: i, j < used
+
+  FASTMMD_INLINE bool masked() const { return group || band; }
+
+  // The partners of i are among [first, last).
+  FASTMMD_INLINE int64_t first(int64_t i) const {
+    return group ? i / group * group : i > band ? i - band : 0;
+  }
+  FASTMMD_INLINE int64_t last(int64_t i) const {
+    if (i >= used) return 0;
+    const int64_t end = group ? i / group * group + group : i + band + 1;
+    return end < used ? end : used;
+  }
+};
+
+// The pooled sample as one factor of the kernel sees it.
 template <class T>
-struct Plan {
+struct Factor {
   int64_t d;
-  int64_t padded_rows;
-  int lanes;
+  int64_t column;  // its first column in the samples
+  Geometry geometry;
   Panels feature_panels;
-  const double* mean;  // [d]
+  const double* mean;  // [d], of the rows if the kernel does not feel a shift, else 0
   T scale;             // z = scale (x - mean), a power of two: squares stay within range
   T* features;         // [panels][padded_rows][width * lanes]
   T* columns;          // [blocks][panels][d][width * lanes]
-  T* norms;            // [padded_rows] |z_i|^2
-  T* weights;          // [padded_rows] a_i with mean 1 in each domain; 0 on padding
-  double* pulls;       // [padded_rows] sum_j of the gradient weights g_ij; null without gradients
-  double* potentials;  // [padded_rows] 2 C sum_j a_j k_ij; null if not wanted
-  T* v[2];             // [rows, d] gradient of each domain; null if not wanted
+  T* norms;            // [padded_rows] |z_i|^2. Cosine: 1 / |z_i| before rows were divided by it
+  double* pulls;       // [padded_rows] sum_j of the gradient weights; null without gradients
   const Segment<T>* segments;
   int num_segments;
-  int num_terms;  // terms whose gradients are wanted, else 0
+  int first_term, num_terms;
   // A kernel as wide as the data does not feel the rounding of D: pairs with |z_i|^2 + |z_j|^2
   // below this are never recomputed.
   T near_offset;
 };
 
 template <class T>
+struct Plan {
+  int64_t d;  // columns of the samples
+  int64_t padded_rows;
+  int lanes;
+  Pairs pairs;
+  const Factor<T>* factors;
+  int num_factors;
+  T* weights;          // [padded_rows] a_i with mean 1 in each domain; 0 on padding
+  double* potentials;  // [padded_rows] 2 C sum_j a_j k_ij; null if not wanted
+  T* v[2];             // [rows, d] gradient of each domain; null if not wanted
+  int num_terms;       // terms whose gradients are wanted, else 0
+};
+
+template <class T>
 struct Scratch {
-  T* tile;            // [block, block]: distances, then gradient weights
-  T* weights;         // [block]
+  T* tiles;           // [factors][block, block]: distances, then gradient weights or kernel values
+  int64_t tile;       // elements of one tile
+  T* weights;         // [block] of one row
   T* near_distances;  // [block] of one row: distances of very near pairs, -1 elsewhere
-  T* column_pulls;    // [block]
+  T* column_pulls;    // [factors][block]
   T* column_sums;     // [block]
-  int* near;          // [block] columns
-  T* terms;           // [2, max_terms, lanes]
+  T* values;          // [factors][block] of one row: kernel values,
+  T* slopes;          // [factors][block] their slopes,
+  T* others;          // [block] and the weight times the values of the other factors
+  int64_t block;
+  int* near;  // [block] columns
+  T* terms;   // [2, max_terms, lanes]
 };
 
 // The functions of one instruction set.
@@ -86,19 +124,34 @@ struct TileKernels {
   // magnitude among the differences into *largest.
   void (*add_columns)(const Sample& x, Dtype dtype, int64_t d, const double* origin, int64_t begin,
                       int64_t end, double* sums, int64_t* largest);
-  // Fills features, columns, norms and zeroes v for the rows of a block.
-  void (*pack)(const Plan<T>&, const Sample& x, Dtype dtype, const Block&);
-  // Squared distances of block I against block J into scratch.tile, [rows, J.vectors * lanes];
-  // that of a row to itself is not meant to be read.
-  void (*distances)(const Plan<T>&, const Block& I, const Block& J, const Scratch<T>&);
-  // The whole work on tile (I, J), which stands for (J, I) too, without the pairs i = i.
+  // Fills features, columns and norms for the rows of a block. x begins at the factor's columns.
+  void (*pack)(const Plan<T>&, const Factor<T>&, const Sample& x, Dtype dtype, const Block&);
+  // Squared distances or inner products of block I against block J, [rows, J.vectors * lanes].
+  // The squared distance of a row to itself is not meant to be read unless self pairs count.
+  void (*statistics)(const Plan<T>&, const Factor<T>&, const Block& I, const Block& J, T* tile);
+  // The whole work on tile (I, J), which stands for (J, I) too.
   // sums[0] (I and J of one domain) or sums[1] += sum_ij a_i a_j k_ij over ordered pairs;
-  // sums[2 + t] += C sum a_i a_j phi_t, sums[2 + num_terms + t] += C sum a_i a_j D phi_t'.
-  // Gradients are those of C sum_ij a_i a_j k_ij.
+  // sums[2 + t] += C sum a_i a_j phi_t, sums[2 + num_terms + t] += C sum a_i a_j u phi_t'; in a
+  // product, phi_t times the other factors. Gradients are those of C sum_ij a_i a_j k_ij.
   void (*tile)(const Plan<T>&, const Block& I, const Block& J, double C, const Scratch<T>&,
                double* sums);
-  // v_i = scale (v_i + pull_i z_i): the last step of the gradient.
-  void (*finish)(const Plan<T>&, const Block&);
+  // v_i from the products that tile() has added up, the last step of the gradient.
+  void (*finish)(const Plan<T>&, const Factor<T>&, const Block&);
+
+  // Kernel values of block I against block J into the first tile of scratch, 0 for padding and,
+  // unless they count, self pairs; rows up to a multiple of the register block are written.
+  void (*values)(const Plan<T>&, const Block& I, const Block& J, const Scratch<T>&);
+  // row_sums[I.row + i] += sum_j K_ij, and for I != J row_sums[J.row + j] += sum_i K_ij, of the
+  // values that are in scratch.
+  void (*add_row_sums)(const Block& I, const Block& J, const Scratch<T>&, double* row_sums);
+  // out[i, k] += sum_j K_ij v[j, k] for the values in scratch; v is packed as features are, with
+  // `rows` rows, of which those of J begin at `row`; out begins at the first row of I.
+  void (*multiply)(const Block& I, const Block& J, const Scratch<T>&, const Panels& panels,
+                   const T* v, int64_t rows, int64_t row, T* out, int64_t columns);
+  // sums[b] += sum_ij K_ij v_ib v_jb for the values in scratch and the columns b of a panel of
+  // signs: bit b of signs[i] chooses between v_ib = 1 and v_ib = minus, by domain.
+  void (*add_forms)(const Block& I, const Block& J, const Scratch<T>&, int width,
+                    const uint64_t* signs, T minus, double factor, T* room, double* sums);
 };
 
 #define FASTMMD_DECLARE_KERNELS(isa)           \
