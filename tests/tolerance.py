@@ -15,14 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
+from extended import extended, pair_masses
 from torch import Tensor, nn
 
 import fastmmd as fm
-from fastmmd import reference
+from fastmmd import ops, reference
+from fastmmd.terms import COSINE_SIMILARITY, DOT, RADIAL, Terms
 
 SEEDS = range(8)
 INCOMING = -1.7  # the gradient that arrives at the value; 1 would hide a factor left out
@@ -31,18 +32,50 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass
 class Case:
-    """Arguments of ``mmd2``. Gradients are taken with respect to all of them."""
+    """Arguments of ``mmd2``. Gradients are taken with respect to all of them.
+
+    With widths, the kernel is the product of several, each on its share of the features.
+    """
 
     x: Tensor
     y: Tensor
-    kernel: fm.Kernel
+    kernel: fm.Kernel | nn.ModuleList
     estimator: str = "biased"
     x_weights: Tensor | None = None
     y_weights: Tensor | None = None
+    options: dict[str, int] = field(default_factory=dict)  # of the estimator
+    widths: tuple[int, ...] | None = None
+
+    def terms(self) -> Terms:
+        if self.widths is None:
+            return self.kernel.terms()
+        parts = [kernel.terms() for kernel in self.kernel]
+        return Terms(
+            sum((p.families for p in parts), ()),
+            torch.cat([p.scales for p in parts]),
+            torch.cat([p.coefficients for p in parts]),
+            sum((p.shapes for p in parts), ()),
+            sum((p.units for p in parts), ()),
+            sum(((i,) * len(p.families) for i, p in enumerate(parts)), ()),
+        )
+
+    def number(self) -> int:
+        """The estimator as the layers below know it."""
+        return {"biased": 0, "unbiased": 1, "linear": 2, "block": 3, "incomplete": 4, "cross": 5}[
+            self.estimator
+        ]
+
+    def size(self) -> int:
+        """Its parameter, 0 for those that have none."""
+        paired = min(len(self.x), len(self.y))
+        defaults = {
+            "block": {"block_size": math.isqrt(paired)},
+            "incomplete": {"num_superdiagonals": min(100, paired - 1)},
+        }
+        return next(iter((defaults.get(self.estimator, {"": 0}) | self.options).values()))
 
 
 Results = dict[str, Tensor]
-Array = np.ndarray
 
 
 def make_kernel(name: str, d: int) -> fm.Kernel:
@@ -67,14 +100,38 @@ def make_kernel(name: str, d: int) -> fm.Kernel:
         "laplacian": lambda: fm.Laplacian(parameter(0.8 * s), weights=parameter([1.3])),
         "laplacian mean": lambda: fm.Laplacian("mean"),
         "energy": lambda: fm.Energy(),
+        "multiquadric": lambda: fm.InverseMultiquadric(
+            parameter([0.6 * s, 1.5 * s]), parameter([1.0, 0.4])
+        ),
+        "multiquadric median": lambda: fm.InverseMultiquadric("median"),
+        # heavy tails and light ones
+        "rational": lambda: (
+            fm.RationalQuadratic(0.3, parameter(0.7 * s), parameter([1.2]))
+            + fm.RationalQuadratic(2.5, "mean")
+        ),
+        "matern32": lambda: fm.Matern(1.5, parameter([0.9 * s, 3 * s]), parameter([0.8, 0.3])),
+        "matern52": lambda: fm.Matern(2.5, parameter(0.9 * s), parameter([0.8])),
+        "matern mean": lambda: fm.Matern(0.5) + fm.Matern(1.5) + fm.Matern(2.5),
+        "polynomial": lambda: parameter(0.7) * fm.Polynomial(3, parameter(0.8 / d), 0.5),
+        "polynomial width": lambda: fm.Polynomial() + fm.Polynomial(2, coef0=0),
+        "linear": lambda: parameter(0.4) * fm.Linear(),
+        "cosine": lambda: parameter(1.7) * fm.Cosine(),
         "sum": lambda: (
             0.5 * fm.Gaussian("mean")
             + fm.Laplacian("median", weights=parameter([0.3]))
             + parameter(0.25) * fm.Energy()
         ),
+        # of all geometries
+        "mixture": lambda: (
+            fm.Gaussian("mean", (1,))
+            + 0.1 * fm.Polynomial(2)
+            + parameter(0.05) * fm.Linear()
+            + fm.Cosine()
+        ),
     }[name]()
 
 
+# A kernel, or several, of each family; a family is added here.
 KERNELS = (
     "gaussian",
     "bank",
@@ -85,8 +142,35 @@ KERNELS = (
     "laplacian",
     "laplacian mean",
     "energy",
+    "multiquadric",
+    "multiquadric median",
+    "rational",
+    "matern32",
+    "matern52",
+    "matern mean",
+    "polynomial",
+    "polynomial width",
+    "linear",
+    "cosine",
     "sum",
+    "mixture",
 )
+# One of each family, for tests that look at many other things.
+FAMILIES = (
+    "gaussian",
+    "laplacian",
+    "energy",
+    "multiquadric",
+    "rational",
+    "matern32",
+    "matern52",
+    "polynomial",
+    "linear",
+    "cosine",
+)
+ESTIMATORS = ("biased", "unbiased", "linear", "block", "incomplete")
+# Sizes that leave a rest: 46 points are 7 blocks of 6 and 4 more.
+OPTIONS = {"block": {"block_size": 6}, "incomplete": {"num_superdiagonals": 5}}
 
 
 def make_case(
@@ -111,6 +195,7 @@ def make_case(
         values[2::5] = 0
         return values
 
+    paired, options = min(n, m), OPTIONS.get(estimator, {})
     return Case(
         (normal(n, d) + offset).to(dtype),
         (1.2 * normal(m, d) + 0.3 + offset).to(dtype),
@@ -118,7 +203,14 @@ def make_case(
         estimator,
         weights(n) if weighted else None,
         weights(m) if weighted else None,
+        {name: min(size, paired - (estimator == "incomplete")) for name, size in options.items()},
     )
+
+
+def make_product(case: Case, names: tuple[str, ...], widths: tuple[int, ...]) -> Case:
+    """The case with a product of kernels, each on some of the features."""
+    kernels = [make_kernel(name, width) for name, width in zip(names, widths, strict=True)]
+    return replace(case, kernel=nn.ModuleList(kernels), widths=widths)
 
 
 def differentiate(case: Case, function: Callable[..., Tensor], **options: object) -> Results:
@@ -128,15 +220,14 @@ def differentiate(case: Case, function: Callable[..., Tensor], **options: object
         for name in ("x", "y", "x_weights", "y_weights")
         if (t := getattr(case, name)) is not None
     }
-    value = function(
-        tensors["x"],
-        tensors["y"],
-        case.kernel,
-        case.estimator,
-        tensors.get("x_weights"),
-        tensors.get("y_weights"),
-        **options,
-    )
+    weights = tensors.get("x_weights"), tensors.get("y_weights")
+    x, y = tensors["x"], tensors["y"]
+    if case.widths is None and case.estimator != "cross":
+        value = function(x, y, case.kernel, case.estimator, *weights, **case.options, **options)
+    else:  # not on the surface
+        below = {fm.mmd2: ops.mmd2, reference.mmd2: reference.pair_sum}[function]
+        arguments = (case.terms(), case.number(), case.size(), case.widths)
+        value = below(x, y, *weights, *arguments, **options)
     tensors |= dict(case.kernel.named_parameters())
     gradients = torch.autograd.grad(value, list(tensors.values()), value.new_tensor(INCOMING))
     return {"value": value.detach(), **dict(zip(tensors, gradients, strict=True))}
@@ -174,7 +265,9 @@ def oracle(case: Case) -> Results:
     From the differences of points, where that fits into memory.
     """
     if case.x.dtype == torch.float64:
-        return extended(case)
+        results = extended(case, INCOMING)
+        by_parameter = to_parameters(case, results.pop("scales"), results.pop("coefficients"))
+        return results | by_parameter
     exact = replace(case, x=case.x.double(), y=case.y.double())
     pairs = max(len(case.x), len(case.y)) ** 2 * case.x.shape[1]
     distances = (
@@ -183,100 +276,36 @@ def oracle(case: Case) -> Results:
     return differentiate(exact, reference.mmd2, distances=distances)
 
 
-def extended(case: Case) -> Results:
-    """The results in extended precision, with the gradients written out, for float64 inputs.
-
-    The gradients of sample weights are what is left of sums that nearly cancel. Float64 knows them
-    no better than what is under test does, and the bound leaves no room for that.
-    """
-    real = np.longdouble
-    terms = case.kernel.terms()
-    scales, coefficients = (t.detach().numpy().astype(real) for t in terms[1:3])
-    x, y = case.x.numpy().astype(real), case.y.numpy().astype(real)
-    p, q = (
-        np.ones(len(t), real) if w is None else w.detach().double().numpy().astype(real)
-        for t, w in ((x, case.x_weights), (y, case.y_weights))
+def to_parameters(case: Case, v_scales: Tensor, v_coefficients: Tensor) -> Results:
+    """The gradients of the kernel's parameters from those of its terms."""
+    parameters, terms = dict(case.kernel.named_parameters()), case.terms()
+    pairs = ((terms.scales, v_scales), (terms.coefficients, v_coefficients))
+    made = [(t, v) for t, v in pairs if t.requires_grad]
+    if not made:
+        return {}
+    gradients = torch.autograd.grad(
+        [t for t, _ in made], list(parameters.values()), [v for _, v in made]
     )
-    x_sum, y_sum = p.sum(), q.sum()
-    p, q = p / x_sum, q / y_sum
+    return dict(zip(parameters, gradients, strict=True))
 
-    def squared_distances(a: Array, b: Array) -> Array:
-        return np.square(a[:, None] - b).sum(-1)
 
-    z = np.concatenate([x, y])
-    pairs = np.sort(squared_distances(z, z)[np.triu_indices(len(z), 1)])
-    units = np.array([real(1), pairs.mean(), pairs[(len(pairs) - 1) // 2]])[list(terms.units)]
-    inverse = np.divide(1, units, out=np.zeros_like(units), where=units != 0)
-
-    v: dict[str, Array] = {name: real(0) for name in ("value", "scales", "coefficients")}
-    v |= {
-        "x": np.zeros_like(x),
-        "y": np.zeros_like(y),
-        "p": np.zeros_like(p),
-        "q": np.zeros_like(q),
-    }
-    unbiased = case.estimator == "unbiased"
-    for (a, u, v_a, v_u), (b, w, v_b, v_w), cross in (
-        ((x, p, v["x"], v["p"]), (x, p, v["x"], v["p"]), False),
-        ((y, q, v["y"], v["q"]), (y, q, v["y"], v["q"]), False),
-        ((x, p, v["x"], v["p"]), (y, q, v["y"], v["q"]), True),
-    ):
-        d2 = squared_distances(a, b)
-        k, k_d = np.zeros_like(d2), np.zeros_like(d2)
-        keep = 1 - np.eye(len(a), dtype=real) if unbiased and not cross else np.ones_like(d2)
-        factor = real(-2) if cross else 1 / (1 - u @ u) if unbiased else real(1)
-        mass = factor * np.outer(u, w) * keep
-        v_scales, v_coefficients = [], []
-        for family, scale, coefficient, inv in zip(
-            terms.families, scales, coefficients, inverse, strict=True
-        ):
-            t = scale * inv * d2
-            root = np.sqrt(t)
-            inverse_root = np.divide(1, root, out=np.zeros_like(t), where=t != 0)
-            phi = (np.exp(-t), np.exp(-root), -root)[family]
-            phi_t = (-phi, -phi * inverse_root / 2, -inverse_root / 2)[family]
-            k += coefficient * phi
-            k_d += coefficient * scale * inv * phi_t
-            v_scales.append((mass * coefficient * phi_t * d2 * inv).sum())
-            v_coefficients.append((mass * phi).sum())
-        v["value"] = v["value"] + (mass * k).sum()
-        v["scales"] = v["scales"] + np.array(v_scales)
-        v["coefficients"] = v["coefficients"] + np.array(v_coefficients)
-        k *= keep
-        v_u += factor * (k @ w)
-        v_w += factor * (u @ k)
-        if unbiased and not cross:
-            v_u += 2 * factor**2 * (u @ k @ w) * u
-        pull = 2 * mass * k_d
-        v_a += pull.sum(1)[:, None] * a - pull @ b
-        v_b += pull.sum(0)[:, None] * b - pull.T @ a
-
-    v["x_weights"] = (v["p"] - v["p"] @ p) / x_sum
-    v["y_weights"] = (v["q"] - v["q"] @ q) / y_sum
-    results = {name: torch.from_numpy(np.asarray(v[name] * real(INCOMING), float)) for name in v}
-    results["value"] = torch.tensor(float(v["value"]), dtype=torch.float64)
-    names = ["value", "x", "y"]
-    names += [n for n in ("x_weights", "y_weights") if getattr(case, n) is not None]
-    parameters = dict(case.kernel.named_parameters())
-    made = [t for t in terms[1:3] if t.requires_grad]
-    if made:
-        incoming = [
-            results[n]
-            for n, t in zip(("scales", "coefficients"), terms[1:3], strict=True)
-            if t.requires_grad
-        ]
-        gradients = torch.autograd.grad(made, list(parameters.values()), incoming)
-        results |= dict(zip(parameters, gradients, strict=True))
-    return {name: results[name] for name in [*names, *parameters]}
+def centred_in_double(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    centre = torch.cat([x, y]).detach().double().mean(0)
+    return (x.double() - centre).to(x.dtype), (y.double() - centre).to(y.dtype)
 
 
 def plain(case: Case, **options: object) -> Results:
     """Plain PyTorch in the compute precision, with the data-dependent bandwidth of float64."""
-    exact = torch.cat([case.x, case.y]).double()
-    centred = (exact - exact.mean(0)).to(compute_dtype(case.x.dtype))
-    x, y = centred.split([len(case.x), len(case.y)])
-    options.setdefault("factors", reference.resolve(case.kernel.terms(), exact))
-    return differentiate(replace(case, x=x, y=y), reference.mmd2, **options)
+    dtype = compute_dtype(case.x.dtype)
+    options.setdefault("factors", resolve(case, dtype))
+    rounded = replace(case, x=case.x.to(dtype), y=case.y.to(dtype))
+    return differentiate(rounded, reference.mmd2, centre=centred_in_double, **options)
+
+
+def resolve(case: Case, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The factors scale / unit, from a unit in float64, with their graph."""
+    factors = reference.resolve(case.terms(), case.x.double(), case.y.double(), case.widths)
+    return factors.to(dtype)
 
 
 @contextmanager
@@ -295,22 +324,84 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def absolute_sums(case: Case) -> dict[str, float]:
     """S of the value and of the gradients, all of which are sums over pairs."""
-    x, y = case.x.double(), case.y.double()
-    z = torch.cat([x, y])
-    z = z - z.mean(0)
-    terms = case.kernel.terms()
-    d2, factors = reference.squared_distances(z).requires_grad_(), reference.resolve(terms, z)
-    k = reference.kernel_matrix(d2, terms.families, factors, terms.coefficients)
+    x, y, n = case.x.double(), case.y.double(), len(case.x)
+    terms, factors = case.terms(), resolve(case).detach()
+    coefficients = terms.coefficients.detach()
+    weighted = case.x_weights is not None
+    seen = reference.views(terms, reference.is_invariant(case.number(), weighted))
+    x_points, y_points = reference.looked_at(x, y, seen, case.widths)
+    points = {view: torch.cat([x_points[view], y_points[view]]) for view in x_points}
 
-    ones = torch.ones(len(z), dtype=torch.float64)
-    parts = {"x": slice(0, len(x)), "y": slice(len(x), None)}
-    a, totals = ones.clone(), {}
+    totals = {}
+    a = torch.ones(len(x) + len(y), dtype=torch.float64)
+    parts = {"x": slice(0, n), "y": slice(n, None)}
     for name, part in parts.items():
-        weights = getattr(case, f"{name}_weights")
-        a[part] = ones[part] if weights is None else weights.double()
+        if (weights := getattr(case, f"{name}_weights")) is not None:
+            a[part] = weights.double()
         totals[name] = a[part].sum()
         a[part] /= totals[name]
-    others = a.expand(len(z), -1).clone()  # what each point meets
+    masses = pair_masses(case.estimator, case.size(), a[:n].numpy(), a[n:].numpy(), n, len(y))
+    mass = torch.from_numpy(masses).abs()
+
+    measures = {
+        RADIAL: reference.squared_distances,
+        DOT: reference.inner_products,
+        COSINE_SIMILARITY: reference.cosines,
+    }
+    pairs = {view: measures[view[1]](z) for view, z in points.items()}
+    layers = [torch.zeros_like(mass) for _ in set(terms.factors)]
+    derivatives = []
+    for t, (family, view) in enumerate(zip(terms.families, seen, strict=True)):
+        p, q = terms.shapes[2 * t : 2 * t + 2]
+        phi, slope, _ = reference.PROFILE_DERIVATIVES[family](factors[t] * pairs[view], p, q)
+        derivatives.append((phi, slope))
+        layers[view[0]] += coefficients[t] * phi
+    rests = [
+        math.prod((v for i, v in enumerate(layers) if i != layer), start=torch.ones_like(mass))
+        for layer in range(len(layers))
+    ]
+    k = math.prod(layers[1:], start=layers[0]).abs()
+    sums = {"value": float((mass * k).sum())}
+
+    slopes = {view: torch.zeros_like(mass) for view in points}
+    v_scales, v_coefficients = torch.zeros_like(factors), torch.zeros_like(factors)
+    for t, (view, (phi, slope)) in enumerate(zip(seen, derivatives, strict=True)):
+        rest = rests[view[0]].abs()
+        slopes[view] += coefficients[t] * factors[t] * slope
+        v_coefficients[t] = (mass * rest * phi.abs()).sum()
+        per_unit = factors[t] / terms.scales.detach()[t]
+        v_scales[t] = (
+            mass * rest * coefficients[t].abs() * slope.abs() * pairs[view].abs()
+        ).sum() * per_unit
+    pulls = [torch.zeros(len(mass), 0, dtype=torch.float64) for _ in layers]
+    for view, z in points.items():
+        pull = 2 * mass * rests[view[0]].abs() * slopes[view].abs()
+        if view[1] == RADIAL:
+            v = 2 * (pull.sum(1, keepdim=True) * z.abs() + pull @ z.abs())
+        elif view[1] == DOT:
+            v = pull @ z.abs()
+        else:
+            norms = z.square().sum(1, keepdim=True).sqrt()
+            inverse = torch.where(norms == 0, 0.0, 1 / norms)
+            unit = z.abs() * inverse
+            v = (pull @ unit + (pull * pairs[view].abs()).sum(1, keepdim=True) * unit) * inverse
+        before = pulls[view[0]]
+        pulls[view[0]] = v if before.shape[1] == 0 else before + v
+    pull = torch.cat(pulls, 1)
+
+    for name, part in parts.items():
+        sums[name] = float(pull[part].max())
+    sums |= {f"{name}_weights": s for name, s in _weight_sums(case, k, a, totals, parts).items()}
+    by_parameter = to_parameters(case, v_scales, v_coefficients)
+    sums |= {name: float(g.abs().max()) for name, g in by_parameter.items()}
+    return {name: s if name == "value" else abs(INCOMING) * s for name, s in sums.items()}
+
+
+def _weight_sums(
+    case: Case, k: Tensor, a: Tensor, totals: dict[str, Tensor], parts: dict[str, slice]
+) -> dict[str, float]:
+    """S of the gradients of the sample weights, for |k| and the normalised weights a."""
+    others = a.expand(len(a), -1).clone()  # what each point meets
     own = torch.zeros_like(a)  # what comes in by the factor of the inner sum
     if case.estimator == "unbiased":
         others.fill_diagonal_(0)
@@ -318,22 +409,13 @@ def absolute_sums(case: Case) -> dict[str, float]:
             inner = 1 / (1 - a[part].square().sum())
             others[part, part] *= inner
             mass = a[part].unsqueeze(1) * others[part, part]
-            own[part] = 2 * inner * a[part] * (mass * k[part, part].detach().abs()).sum()
-    mass = a.unsqueeze(1) * others
-    sums = {"value": float((mass * k.detach().abs()).sum())}
-
-    met = 2 * (others * k.detach().abs()).sum(1) + own
-    (slope,) = torch.autograd.grad((mass * k).sum(), d2, retain_graph=True)
-    pull = 4 * (slope.abs().sum(1, keepdim=True) * z.abs() + slope.abs() @ z.abs())
-    for name, part in parts.items():
-        sums[name] = float(pull[part].max())
-        size = (met[part].max() + (a[part] * met[part]).sum()) / totals[name]
-        sums[f"{name}_weights"] = float(size)
-    parameters = dict(case.kernel.named_parameters())
-    if parameters:
-        gradients = torch.autograd.grad((mass * k).sum(), list(parameters.values()))
-        sums |= {n: float(g.abs().max()) for n, g in zip(parameters, gradients, strict=True)}
-    return {name: s if name == "value" else abs(INCOMING) * s for name, s in sums.items()}
+            own[part] = 2 * inner * a[part] * (mass * k[part, part]).sum()
+    met = 2 * (others * k).sum(1) + own
+    return {
+        name: float((met[part].max() + (a[part] * met[part]).sum()) / totals[name])
+        for name, part in parts.items()
+        if getattr(case, f"{name}_weights") is not None
+    }
 
 
 def errors(results: Results, exact: Results) -> dict[str, float]:
