@@ -225,7 +225,8 @@ class LMMDLoss(_LocalBank, LambdaSheduler):
     What the original does wrong: it wants batches of one size, and a GPU; it returns shape [1]; a
     NaN in the features gives 0 without a gradient, and the step is not counted; calls in
     evaluation mode move the schedule; ``fix_sigma`` goes unused; its ``target_logits`` must be
-    probabilities. Here batches may be of any sizes on either device, and logits are an error. With
+    probabilities. Here batches may be of any sizes on either device; logits, and NaN among the
+    probabilities, are an error. With
     ``corrected`` the loss is a scalar, NaN is NaN, only calls in training mode step, and
     ``fix_sigma`` is honoured. Without it a NaN gives 0 on the CPU alone: to look costs a
     synchronisation on a GPU, where NaN is NaN.
@@ -305,7 +306,7 @@ class LMMDLoss(_LocalBank, LambdaSheduler):
             if self.training:
                 self.step()
             return value
-        if is_plain(value) and math.isnan(float(value)):
+        if is_plain(value) and math.isnan(value.detach()):
             return torch.zeros(1, dtype=value.dtype)
         value = value.unsqueeze(0) * self.lamb()
         self.step()
@@ -369,7 +370,7 @@ class LMMD_loss(_LocalBank):
         )
         if self.corrected:
             return value
-        if is_plain(value) and math.isnan(float(value)):
+        if is_plain(value) and math.isnan(value.detach()):
             return torch.zeros(1, dtype=value.dtype)
         return value.unsqueeze(0)
 
@@ -378,6 +379,4 @@ class LMMD_loss(_LocalBank):
 
 def _refuse_linear(kernel_type: str) -> None:
     if kernel_type == "linear":
-        raise NotImplementedError(
-            "kernel_type 'linear' of the local MMD is not supported: 'rbf' is"
-        )
+        raise NotImplementedError("kernel_type must be 'rbf' for the local MMD, got 'linear'")

@@ -112,9 +112,9 @@ class GaussianKernel(nn.Module):
             size = len(X)
             pairs = max(size * (size - 1), 1) if self.corrected else size * size
             self.sigma_square = self.alpha * d2.detach().sum() / pairs
-        s2 = cast(Tensor, self.sigma_square)
+        s2 = cast(Tensor, self.sigma_square).to(d2)
         # If all points are equal nothing is left to scale.
-        return torch.exp(d2 * torch.where(s2 == 0, 0.0, -0.5 / s2).to(d2))
+        return torch.exp(d2 * torch.where(s2 == 0, 0.0, -0.5 / s2))
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
