@@ -11,7 +11,10 @@ import torch
 
 import fastmmd
 from fastmmd._extras import MissingExtraError
+from fastmmd._options import positive
 from fastmmd._output import OutputError
+from fastmmd.compare.options import add_arguments, settings
+from fastmmd.compare.reading import InputError
 from fastmmd.info import info
 
 __all__ = ["main"]
@@ -24,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line if None.
 
     Returns:
-        Exit status: 0, 2 for what the user has to mend, 130 after Ctrl-C.
+        Exit status: 0, 1 for a difference under ``compare --fail-on-difference``, 2 for what the
+        user has to mend, 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
     status: int = options.run(options)
@@ -68,6 +72,17 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="1 seed and 2 epochs unless given: to see that it runs"
     )
     command.set_defaults(run=run_demo)
+
+    command = commands.add_parser(
+        "compare",
+        help="test whether two files of numbers come from one distribution",
+        description=(
+            "Test whether the rows of two files come from one distribution, and list the columns "
+            "and rows that tell them apart. Files: .npy, .npz, .csv, .tsv or .parquet, all numbers."
+        ),
+    )
+    add_arguments(command)
+    command.set_defaults(run=run_compare)
     return root
 
 
@@ -105,15 +120,31 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+def run_compare(options: argparse.Namespace) -> int:
+    """``fastmmd compare``."""
+    from fastmmd.compare.main import run
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads or threads)
     try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
-    return number
+        comparison = run(
+            options.a,
+            options.b,
+            settings(options),
+            key=options.key,
+            columns=options.columns,
+            output=options.output,
+            top=options.top,
+            as_json=options.json,
+        )
+    except (InputError, OutputError, MissingExtraError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("fastmmd: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        torch.set_num_threads(threads)
+    return int(options.fail_on_difference and comparison.different)
 
 
 def fail(message: str) -> int:

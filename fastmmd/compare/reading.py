@@ -97,14 +97,15 @@ def aligned(a: Table, b: Table) -> tuple[Table, Table]:
         InputError: They have different numbers of columns, or different names.
     """
     wide, other = a.values.shape[1], b.values.shape[1]
-    if a.names and b.names and a.names != b.names:
-        if set(a.names) == set(b.names) and len(set(a.names)) == len(a.names) == len(b.names):
-            order = [b.names.index(name) for name in a.names]
+    ours, theirs = a.names, b.names
+    if ours and theirs and ours != theirs:
+        if set(ours) == set(theirs) and len(set(ours)) == len(ours) == len(theirs):
+            order = [theirs.index(name) for name in ours]
             note = f"{b.path}: columns put into the order of {a.path}"
-            b = replace(b, values=b.values[:, order], names=a.names, notes=(*b.notes, note))
+            b = replace(b, values=b.values[:, order], names=ours, notes=(*b.notes, note))
             return a, b
-        only_a = [name for name in a.names if name not in b.names]
-        only_b = [name for name in b.names if name not in a.names]
+        only_a = [name for name in ours if name not in theirs]
+        only_b = [name for name in theirs if name not in ours]
         if only_a or only_b or wide != other:
             raise InputError(
                 f"{a.path} and {b.path} have different columns: {_some(only_a)} only in the first,"
@@ -322,7 +323,9 @@ def _cell(path: str, line: int, cell: str, index: int, names: Sequence[str] | No
         return number
     label = _named(names[index] if names and names[index] else f"column {index}")
     if not cell.strip():
-        raise InputError(f"{path}: line {line} has nothing in {label}; drop or fill such rows first")
+        raise InputError(
+            f"{path}: line {line} has nothing in {label}; drop or fill such rows first"
+        )
     shown = cell.strip() if len(cell.strip()) <= 40 else cell.strip()[:37] + "..."
     raise InputError(f"{path}: line {line} has text in {label}: {shown!r}" + _HINT)
 

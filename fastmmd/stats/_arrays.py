@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ def samples(x: Any, y: Any, least: int = 1) -> tuple[Tensor, Tensor]:
                 f"{name} must be of rank 2, [points, features], got shape {list(points.shape)}"
                 + hint
             )
-    check_points(a, b, False)
+    check_points(a, b)
     for name, points in (("x", a), ("y", b)):
         if len(points) < least:
             raise ValueError(
@@ -93,7 +93,7 @@ def like(result: Tensor, *given: Any) -> Array:
     """The result as a NumPy array if all that was given were NumPy arrays."""
     if any(isinstance(value, Tensor) for value in given):
         return result
-    return cast("npt.NDArray[Any]", result.numpy())
+    return result.numpy()
 
 
 def whole(name: str, value: Any, least: int, below: float = math.inf) -> int:

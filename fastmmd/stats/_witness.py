@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastmmd import functional
 from fastmmd.kernels import Kernel
@@ -57,22 +58,29 @@ def witness(
     where = tensor("at", at)
     dtype = torch.promote_types(a.dtype, where.dtype)
     a, b, where = a.to(dtype), b.to(dtype), where.to(dtype)
-    p = None if x_weights is None else tensor("x_weights", x_weights)
-    q = None if y_weights is None else tensor("y_weights", y_weights)
+    p, q = _weights(x_weights, y_weights)
     with torch.no_grad():
         return like(functional.witness(a, b, where, kernel, p, q), x, y, at)
 
 
-def contributions(x: Array, y: Array, kernel: Kernel | None = None) -> Contributions:
-    """What each point adds to the biased MMD^2, which is their sum.
+def contributions(
+    x: Array,
+    y: Array,
+    kernel: Kernel | None = None,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
+) -> Contributions:
+    """:func:`fastmmd.contributions` for NumPy arrays or tensors: what each point adds to MMD^2.
 
-    A point of x adds ``witness(x_i) / n``, a point of y ``-witness(y_j) / m``. The largest ones are
-    the points that one sample has and the other lacks; a negative one looks like the other sample.
+    The largest are those of points that one sample has and the other lacks; a point with a negative
+    one looks like the other sample.
 
     Args:
-        x: The first sample, [n, d], a NumPy array or a tensor of any real dtype.
+        x: The first sample, [n, d], of any real dtype.
         y: The second sample, [m, d].
         kernel: ``Gaussian("mean")`` by default.
+        x_weights: Weights of the points of x, [n].
+        y_weights: Those of y, [m].
 
     Returns:
         Those of x, [n], and of y, [m]; NumPy arrays if both samples were.
@@ -85,10 +93,17 @@ def contributions(x: Array, y: Array, kernel: Kernel | None = None) -> Contribut
         np.int64(2)
     """
     a, b = samples(x, y)
+    p, q = _weights(x_weights, y_weights)
     with torch.no_grad():
-        values = functional.witness(a, b, torch.cat([a, b]), kernel)
-    of_x, of_y = values.split([len(a), len(b)])
-    return Contributions(like(of_x / len(a), x, y), like(-of_y / len(b), x, y))
+        of_x, of_y = functional.contributions(a, b, kernel, p, q)
+    return Contributions(like(of_x, x, y), like(of_y, x, y))
+
+
+def _weights(x_weights: Array | None, y_weights: Array | None) -> tuple[Tensor | None, ...]:
+    return (
+        None if x_weights is None else tensor("x_weights", x_weights),
+        None if y_weights is None else tensor("y_weights", y_weights),
+    )
 
 
 def kernel_sum(x: Array, y: Array, v: Array, kernel: Kernel | None = None) -> Array:
