@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fastmmd.checks import BIASED, BLOCK, CROSS, ESTIMATORS, INCOMPLETE, LINEAR, UNBIASED
 from fastmmd.kernels import Kernel, as_kernel
-from fastmmd.terms import DOT, GEOMETRY, RADIAL, Terms
+from fastmmd.terms import DOT, GEOMETRY, POLYNOMIAL, RADIAL, Terms
 from fastmmd.terms import LINEAR as LINEAR_FAMILY
-
-BIASED, UNBIASED, LINEAR, BLOCK, INCOMPLETE, CROSS = range(6)
-ESTIMATORS = {"biased": 0, "unbiased": 1, "linear": 2, "block": 3, "incomplete": 4}
 
 
 def _root(t: Tensor) -> Tensor:
@@ -113,7 +111,7 @@ def _inverse_root(t: Tensor) -> Tensor:
     return torch.where(t == 0, 0.0, t.rsqrt())
 
 
-# The profiles with their first and second derivative, infinite ones taken as 0 at 0.
+# The profiles with their first and second derivative; infinite ones, at 0, are taken as 0.
 PROFILE_DERIVATIVES: tuple[Callable[[Tensor, float, float], Derivatives], ...] = (
     _gaussian_derivatives,
     _laplacian_derivatives,
@@ -166,7 +164,7 @@ def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 def _directions(x: Tensor) -> Tensor:
     norms = _root(x.square().sum(-1, keepdim=True))
-    return x / torch.where(norms == 0, 1.0, norms)
+    return torch.where(norms == 0, 0.0, x / torch.where(norms == 0, 1.0, norms))
 
 
 def mean_squared_distance(z: Tensor) -> Tensor:
@@ -261,9 +259,10 @@ def views(terms: Terms, invariant: bool) -> list[View]:
     """The view of each term.
 
     Distances are taken of centred points, as they lose less around 0. So are the inner products of
-    a linear kernel, where the estimator does not change with a translation of both samples.
+    a linear kernel, where the estimator does not change with a translation of both samples and no
+    polynomial needs them as they are.
     """
-    linear = invariant and not any(terms.factors)
+    linear = invariant and not any(terms.factors) and POLYNOMIAL not in terms.families
     return [
         (layer, GEOMETRY[f], GEOMETRY[f] == RADIAL or (linear and f == LINEAR_FAMILY))
         for f, layer in zip(terms.families, terms.factors, strict=True)
@@ -535,7 +534,7 @@ def sign_forms(
     factors = resolve(terms, x.double(), y.double(), widths)
     x_points, y_points = looked_at(x.double(), y.double(), seen, widths)
     points = {view: torch.cat([x_points[view], y_points[view]]) for view in x_points}
-    k = gram(points, None, seen, terms, factors)
+    k = gram(points, None, seen, terms, factors).detach()
     kappa = k.diagonal().clone()
     k = k.masked_fill(torch.eye(len(k), dtype=torch.bool, device=k.device), 0)
     v, r = vectors.to(k), k.sum(1)
