@@ -31,7 +31,16 @@ from fastmmd.stats import (
     two_sample_test,
 )
 
-__all__ = ["AGGREGATED", "KERNELS", "Comparison", "Feature", "Row", "Settings", "compare"]
+__all__ = [
+    "AGGREGATED",
+    "KERNELS",
+    "Comparison",
+    "Feature",
+    "Row",
+    "Settings",
+    "compare",
+    "described",
+]
 
 AGGREGATED = "aggregated"
 
@@ -141,7 +150,7 @@ class Comparison:
         }
         if self.aggregated is not None:
             result["aggregated"] = [
-                {"kernel": repr(kernel), "pvalue": float(p), "adjusted_pvalue": float(q)}
+                {"kernel": described(kernel), "pvalue": float(p), "adjusted_pvalue": float(q)}
                 for kernel, p, q in zip(
                     self.aggregated.kernels,
                     self.aggregated.pvalues,
@@ -154,6 +163,19 @@ class Comparison:
     @staticmethod
     def _file(table: Table, points: Tensor) -> dict[str, Any]:
         return {"path": table.path, "rows": len(table.values), "compared": len(points)}
+
+
+def described(kernel: Kernel) -> str:
+    """A kernel in a few words."""
+    name = type(kernel).__name__
+    bandwidth = getattr(kernel, "bandwidth", None)
+    if bandwidth is None:
+        return name
+    if isinstance(bandwidth, float):
+        return f"{name}, bandwidth {bandwidth:.4g}"
+    factors = getattr(kernel, "multipliers", ())
+    several = f" times {', '.join(f'{m:g}' for m in factors)}" if factors else ""
+    return f"{name}, {bandwidth} squared distance{several}"
 
 
 def number(value: float) -> float | None:
@@ -236,7 +258,7 @@ def compare(a: Table, b: Table, settings: Settings) -> Comparison:
         settings=settings,
         test=test,
         aggregated=aggregated,
-        kernel=repr(kernel),
+        kernel=described(kernel),
         pvalue=pvalue,
         different=pvalue <= settings.alpha,
         features=_features(a, shown_a, shown_b),

@@ -115,7 +115,7 @@ def draw_columns(panel: Axes, comparison: Comparison, most: int = 12) -> None:
     panel.barh(places, values, color=BLUE, alpha=0.85, height=0.68)
     panel.set_yticks(places, [short(feature.name) for feature in features], fontsize=9)
     panel.set_ylim(max(len(features), 4) - 0.4, -0.6)
-    panel.set_xlim(0, max(1e-3, 1.18 * max(values)))
+    panel.set_xlim(0, max(0.02, 1.18 * max(values)))  # trifles shall look like trifles
     for place, feature in zip(places, features, strict=True):
         panel.annotate(
             f"{feature.difference:.3f}",
@@ -193,5 +193,6 @@ def short(text: str, most: int = 28) -> str:
 def tidy(panel: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     """The look of all panels."""
     panel.grid(axis=grid, alpha=0.22)
+    panel.locator_params(axis="x", nbins=6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmmd.compare.comparison import Comparison
+from fastmmd.compare.comparison import Comparison, described
 
 __all__ = ["print_report", "tables", "verdict"]
 
@@ -98,7 +98,7 @@ def tables(comparison: Comparison, top: int) -> list[Grid]:
                 ["kernel", "p-value alone", "adjusted"],
                 [
                     [
-                        repr(result.kernels[k]),
+                        described(result.kernels[k]),
                         f"{float(result.pvalues[k]):.4g}",
                         f"{float(result.adjusted_pvalues[k]):.4g}",
                     ]

@@ -76,12 +76,13 @@ def _of_signs(forms: ops.SignForms, x: Tensor, y: Tensor, terms: Terms, unbiased
 def _rounding(forms: ops.SignForms, n: int, m: int, dtype: torch.dtype) -> float:
     """A bound on the difference between two statistics that are equal but for rounding.
 
-    The terms of the double sum are rounded independently of each other, so of N^2 terms the error
-    is about eps / N of the sum of their magnitudes; sums within a tile, which are of the compute
-    precision, multiply it by less than the factor here. The spread of the null distribution shrinks
-    as 1 / N as well, and is larger by orders of magnitude.
+    The terms of the double sum are rounded independently of each other, so that the error is to
+    the sum of their magnitudes about as eps to the number of rows that carry it: the smaller sample
+    where the sizes differ much. Sums within a tile, which are of the compute precision, multiply it
+    by less than the factor here. The spread of the null distribution shrinks with the smaller
+    sample as well, and is larger than this bound by three orders of magnitude or more.
     """
-    total, count = n + m, len(forms.forms) - 1
+    total = n + m
     q, r = float(forms.forms[0]), float(forms.linear[0])
     s_xx = (m * m * q + 2 * m * r + forms.total) / total**2  # the mean, as are the others
     s_yy = (n * n * q - 2 * n * r + forms.total) / total**2
@@ -90,7 +91,4 @@ def _rounding(forms: ops.SignForms, n: int, m: int, dtype: torch.dtype) -> float
     largest = 2 * abs((m - n) * float(forms.diagonal[0]) + 2 * forms.trace) / total
     magnitude = max(abs(s_xx) + abs(s_yy) + 2 * abs(s_xy), largest)
     eps = 2.0**-52 if dtype == torch.float64 else 2.0**-23
-    return _FACTOR * eps * magnitude / total if count else 0.0
-
-
-_FACTOR = 256
+    return 256 * eps * magnitude / min(n, m)
