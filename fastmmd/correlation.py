@@ -81,12 +81,12 @@ def check_scaling(scaling: Any, mean_scaling: Any) -> None:
     accepted = "'deep_coral', 'mean', 'frobenius' or a positive number"
     if isinstance(scaling, bool) or not isinstance(scaling, (str, Real)):
         raise TypeError(f"scaling must be {accepted}, got {scaling!r}")
-    known = scaling in _SCALINGS if isinstance(scaling, str) else 0 < scaling < math.inf
+    known = scaling in _SCALINGS if isinstance(scaling, str) else 0 < float(scaling) < math.inf
     if not known:
         raise ValueError(f"scaling must be {accepted}, got {scaling!r}")
     if isinstance(mean_scaling, bool) or not isinstance(mean_scaling, Real):
         raise TypeError(f"mean_scaling must be a number, got {mean_scaling!r}")
-    if not 0 <= mean_scaling < math.inf:
+    if not 0 <= float(mean_scaling) < math.inf:
         raise ValueError(f"mean_scaling must be finite and not negative, got {mean_scaling!r}")
 
 

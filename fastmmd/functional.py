@@ -333,7 +333,6 @@ def witness(
     """
     _check_samples(x, y, x_weights, y_weights)
     check_points(x, at, BIASED, names=("x", "at"))
-    _check_rank("at", at)
     return _witness(x, y, at, kernel, x_weights, y_weights)
 
 
