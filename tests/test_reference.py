@@ -257,7 +257,7 @@ def test_sign_forms(wild: bool) -> None:
     assert len(v.unique(dim=0)) > 10
     forms, linear, diagonal, total, trace = reference.sign_forms(case.x, case.y, case.terms(), v)
     # v' K v of the labels is the biased estimate
-    biased = reference.mmd2(case.x, case.y, case.kernel)
+    biased = reference.mmd2(case.x, case.y, case.kernel).detach()
     labels = v[0].square()
     kappa = diagonal[0]  # v' kappa, not v^2' kappa: these differ
     z = torch.cat([case.x, case.y])
@@ -381,7 +381,7 @@ def test_profiles_at_zero(family: int, value: float, slope: float, curvature: fl
     derivatives = reference.PROFILE_DERIVATIVES[family](t.detach(), *SHAPES[family])
     expected = pytest.approx([value, slope, curvature], rel=1e-14)
     assert [float(v) for v in derivatives] == expected
-    assert [float(v) for v in (phi, first, second)] == expected
+    assert [v.item() for v in (phi, first, second)] == expected
 
 
 def test_cosine_of_a_point_without_direction() -> None:
