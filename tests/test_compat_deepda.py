@@ -218,6 +218,7 @@ L = LMMDLoss(CLASSES)
         (lambda: MMDLoss()(X[0], Y), ValueError, r"source must be of shape \[points, width\]"),
         (lambda: MMDLoss()(X[:0], Y), ValueError, "source must not be empty"),
         (lambda: LMMDLoss(0), ValueError, "num_class must be a whole number"),
+        (lambda: LMMDLoss(1), ValueError, "num_class must be at least 2"),
         (lambda: LMMDLoss(4, "linear"), NotImplementedError, "kernel_type must be 'rbf'"),
         (lambda: LMMDLoss(4, gamma=0), ValueError, "gamma must be positive"),
         (lambda: LMMDLoss(4, max_iter=0), ValueError, "max_iter must be positive"),

@@ -175,7 +175,7 @@ def test_degenerate_data_is_no_nan(kind: str, size: int) -> None:
     y = x.clone().requires_grad_()
     value = MMDLoss(mmd_type=kind)(x, y)
     value.backward()
-    assert value == 0
+    assert value.abs() <= 8 * torch.finfo(torch.float32).eps * 4
     assert not y.grad.any()
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import is_plain
-from fastmmd.kernels import FIXED, GAUSSIAN, LINEAR, Terms
+from fastmmd.functional import product_terms
+from fastmmd.terms import FIXED, Terms
 
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -86,7 +87,7 @@ def check_lists(what: str, *named: tuple[str, Any]) -> int:
 
 def check_positive(name: str, value: Any) -> float:
     """The value as a float; raise unless it is a positive number."""
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a positive number, got {value!r}")
     if not 0 < float(value) < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
@@ -183,32 +184,17 @@ def family_terms(
     )
 
 
-def gaussians(scales: Sequence[float], unit: int = FIXED) -> Terms:
-    """The sum of ``exp(-scale |x - y|^2 / unit)``."""
-    return family_terms(GAUSSIAN, scales, unit)
-
-
-def joined(parts: Sequence[Terms], *, product: bool) -> Terms:
-    """The sum of kernels, or the product of kernels that each look at features of their own."""
+def added(parts: Sequence[Terms]) -> Terms:
+    """The sum of kernels."""
     if len(parts) == 1:
         return parts[0]
-    return Terms(
-        sum((p.families for p in parts), ()),
-        torch.cat([p.scales for p in parts]),
-        torch.cat([p.coefficients for p in parts]),
-        sum((p.shapes for p in parts), ()),
-        sum((p.units for p in parts), ()),
-        tuple(i if product else 0 for i, p in enumerate(parts) for _ in p.families),
-    )
+    together = product_terms(parts)
+    return together._replace(factors=(0,) * len(together.factors))
 
 
-def times_inner_product(terms: Terms) -> Terms:
-    """The kernel times the inner product of further features.
-
-    With the masses of points as a further feature, or their shares in classes as several, a sum
-    over all pairs ``<a_i, b_j> k(x_i, y_j)`` is one call, whatever the signs and sums of a and b.
-    """
-    return joined([terms, family_terms(LINEAR, [1.0])], product=True)
+def multiplied(parts: Sequence[Terms]) -> Terms:
+    """The product of kernels, each of which looks at features of its own."""
+    return parts[0] if len(parts) == 1 else product_terms(parts)
 
 
 def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -19,11 +19,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmmd import ops
 from fastmmd.checks import BIASED, is_plain
+from fastmmd.classwise import local_mmd2
 from fastmmd.compat._common import (
     at_least_single,
     check_choice,
@@ -32,10 +32,8 @@ from fastmmd.compat._common import (
     check_pair,
     check_positive,
     check_probabilities,
-    gaussians,
-    times_inner_product,
 )
-from fastmmd.kernels import FIXED, MEAN, Terms
+from fastmmd.kernels import Gaussian
 
 __all__ = ["LMMDLoss", "LMMD_loss", "LambdaSheduler", "MMDLoss", "MMD_loss"]
 
@@ -61,23 +59,19 @@ class _Bank(nn.Module):
         self.kernel_num = check_count("kernel_num", kernel_num)
         # As in the original, 0 is as good as None.
         self.fix_sigma = check_positive("fix_sigma", fix_sigma) if fix_sigma else None
-        self._cached: tuple[Any, Terms] | None = None
+        self._cached: tuple[Any, tuple[Gaussian]] | None = None
 
-    def _terms(self) -> Terms:
+    def _kernel(self) -> Gaussian:
         """The kernels, as long as nobody changes an attribute."""
         key = self.kernel_mul, self.kernel_num, self.fix_sigma
         if self._cached is None or self._cached[0] != key:
             middle = self.kernel_num // 2
-            scales = [self.kernel_mul ** (middle - i) for i in range(self.kernel_num)]
-            if self.fix_sigma is None:
-                self._cached = key, self._kernel(gaussians(scales, MEAN))
-            else:
-                fixed = [s / self.fix_sigma for s in scales]
-                self._cached = key, self._kernel(gaussians(fixed, FIXED))
-        return self._cached[1]
-
-    def _kernel(self, bank: Terms) -> Terms:
-        return bank
+            multipliers = [self.kernel_mul ** (i - middle) for i in range(self.kernel_num)]
+            # A Gaussian has 2 s^2 where this has the bandwidth.
+            s = "mean" if self.fix_sigma is None else math.sqrt(self.fix_sigma / 2)
+            # A tuple keeps the kernel from becoming a submodule, which the original has none of.
+            self._cached = key, (Gaussian(s, multipliers),)
+        return self._cached[1][0]
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
@@ -146,7 +140,7 @@ class MMDLoss(_Bank):
         if self.kernel_type == "linear":
             delta = at_least_single(source).mean(0) - at_least_single(target).mean(0)
             return delta @ delta
-        return ops.mmd2(source, target, None, None, self._terms(), BIASED)
+        return ops.mmd2(source, target, None, None, self._kernel().terms(), BIASED)
 
 
 MMD_loss = MMDLoss
@@ -180,10 +174,7 @@ class LambdaSheduler(nn.Module):
 
 
 class _LocalBank(_Bank):
-    """The bank times the inner product of the points' shares in their classes."""
-
-    def _kernel(self, bank: Terms) -> Terms:
-        return times_inner_product(bank)
+    """What the two local losses share."""
 
     def _local(
         self,
@@ -196,20 +187,7 @@ class _LocalBank(_Bank):
         check_pair(source, target, _NAMES)
         check_labels(labels[1], labels[0], source, classes)
         check_probabilities(probabilities[1], probabilities[0], target, classes)
-        source, target = at_least_single(source), at_least_single(target)
-        n, m = len(source), len(target)
-        shares = F.one_hot(labels[1].long(), classes).to(source)
-        # The probabilities are weights here: no gradient goes through them.
-        guesses = probabilities[1].detach().to(source)
-        counts, masses = shares.sum(0), guesses.sum(0)
-        here = (counts > 0) & (F.one_hot(guesses.argmax(1), classes).sum(0) > 0)
-        # The mean over the classes that both batches have: its square root goes to either side.
-        # n and m take the place of 1 / n and 1 / m in the masses of the points.
-        factor = here / here.sum().clamp(min=1).to(source).sqrt()
-        shares = shares * (n * factor / counts.clamp(min=1))
-        guesses = guesses * (m * factor / torch.where(masses == 0, 1.0, masses))
-        x, y = torch.cat([source, shares], 1), torch.cat([target, guesses], 1)
-        return ops.mmd2(x, y, None, None, self._terms(), BIASED, 0, (source.shape[1], classes))
+        return local_mmd2(source, target, labels[1], probabilities[1], classes, self._kernel())
 
 
 class LMMDLoss(_LocalBank, LambdaSheduler):
@@ -274,7 +252,7 @@ class LMMDLoss(_LocalBank, LambdaSheduler):
         )
         self._start(gamma, max_iter)
         _refuse_linear(kernel_type)
-        self.num_class = check_count("num_class", num_class)
+        self.num_class = _check_classes("num_class", num_class)
         self.corrected = corrected
 
     def forward(
@@ -346,7 +324,7 @@ class LMMD_loss(_LocalBank):
     ) -> None:
         super().__init__(kernel_type, kernel_mul, kernel_num, fix_sigma)
         _refuse_linear(kernel_type)
-        self.class_num = check_count("class_num", class_num)
+        self.class_num = _check_classes("class_num", class_num)
         self.corrected = corrected
 
     def get_loss(self, source: Tensor, target: Tensor, s_label: Tensor, t_label: Tensor) -> Tensor:
@@ -380,3 +358,9 @@ class LMMD_loss(_LocalBank):
 def _refuse_linear(kernel_type: str) -> None:
     if kernel_type == "linear":
         raise NotImplementedError("kernel_type must be 'rbf' for the local MMD, got 'linear'")
+
+
+def _check_classes(name: str, classes: int) -> int:
+    if check_count(name, classes) < 2:
+        raise ValueError(f"{name} must be at least 2, got {classes}")
+    return classes

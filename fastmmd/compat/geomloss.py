@@ -20,9 +20,9 @@ from fastmmd.compat._common import (
     check_pair,
     check_positive,
     family_terms,
-    times_inner_product,
+    multiplied,
 )
-from fastmmd.kernels import ENERGY, GAUSSIAN, LAPLACIAN
+from fastmmd.terms import ENERGY, GAUSSIAN, LAPLACIAN, LINEAR
 
 __all__ = ["SamplesLoss"]
 
@@ -134,7 +134,8 @@ class SamplesLoss(nn.Module):
             "energy": 1.0,
         }[loss]
         self._terms = family_terms(_FAMILIES[loss], [scale])
-        self._weighted_terms = times_inner_product(self._terms)
+        # Signed weights of any sum are a further feature, with the product of two as its kernel.
+        self._weighted_terms = multiplied([self._terms, family_terms(LINEAR, [1.0])])
 
     def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of (x, y) or (a, x, b, y).
@@ -176,7 +177,7 @@ class SamplesLoss(nn.Module):
             value = 0.5 * ops.mmd2(x, y, None, None, self._terms, BIASED)
             return value + 0.5 * excess * (1 / x.shape[-2] + 1 / y.shape[-2]) if excess else value
         widths = (x.shape[-1], 1)
-        # The weights as a further feature; the factors undo the division by the sizes.
+        # The factors undo the division by the sizes.
         x = torch.cat([x, (a * x.shape[-2]).unsqueeze(-1)], -1)
         y = torch.cat([y, (b * y.shape[-2]).unsqueeze(-1)], -1)
         value = 0.5 * ops.mmd2(x, y, None, None, self._weighted_terms, BIASED, 0, widths)

@@ -29,10 +29,10 @@ from fastmmd.compat._common import (
     check_positive,
     check_same_size,
     family_terms,
-    joined,
+    multiplied,
     squared_distances,
 )
-from fastmmd.kernels import FIXED, GAUSSIAN, LAPLACIAN, MEDIAN, X_MEDIAN, Terms
+from fastmmd.terms import FIXED, GAUSSIAN, LAPLACIAN, MEDIAN, X_MEDIAN, Terms
 
 __all__ = ["MMDBatchedLoss", "MMDLoss", "get_kernel_scales"]
 
@@ -181,7 +181,7 @@ class MMDLoss(nn.Module):
         if power == 1:  # exp(-scale r / median r), where the median of r^2 is the square of that
             family, scales = LAPLACIAN, scales.square()
         terms = family_terms(family, scales, unit, 1 / scales.numel())
-        terms = joined([terms] * layers, product=True)
+        terms = multiplied([terms] * layers)
         if key is not None:
             self._cached = key, terms
         return terms
@@ -197,7 +197,9 @@ class MMDLoss(nn.Module):
             matrices = [_matrix(self.dist_func, a, b) for a, b in pairs]
             unit = _median(matrices, self.corrected) if bandwidth is None else bandwidth
             kernels = [self._kernel(d, unit) for d in matrices]
-            products = [p * k for p, k in zip(products, kernels, strict=True)] or kernels
+            if products:
+                kernels = [p * k for p, k in zip(products, kernels, strict=True)]
+            products = kernels
         xx, yy, xy = products
         if self.mmd_type == "linear":
             size = min(xy.shape) // 2

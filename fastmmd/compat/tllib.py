@@ -24,17 +24,20 @@ from torch import Tensor, nn
 from fastmmd import ops
 from fastmmd.checks import INCOMPLETE, UNBIASED
 from fastmmd.compat._common import (
+    added,
     at_least_single,
     check_lists,
     check_pair,
     check_points,
     check_positive,
     check_same_size,
-    gaussians,
-    joined,
+    family_terms,
+    multiplied,
     squared_distances,
 )
-from fastmmd.kernels import FIXED, MEAN, Kernel, Terms
+from fastmmd.correlation import coral
+from fastmmd.kernels import Kernel
+from fastmmd.terms import FIXED, GAUSSIAN, MEAN, Terms
 
 __all__ = [
     "CorrelationAlignmentLoss",
@@ -187,13 +190,13 @@ class _Discrepancy(nn.Module):
 
     def _terms(self, kernels: Sequence[Sequence[Any]], total: int) -> Terms:
         """The kernels for N = ``total`` points, as long as nobody changes an attribute."""
-        key = (total, tuple(tuple(k.setting() for k in layer) for layer in kernels))
+        settings = tuple(tuple(k.setting() for k in layer) for layer in kernels)
+        key = total, settings
         if self._cached is None or self._cached[0] != key:
             parts = [
-                joined([_kernel_terms(*setting, total) for setting in layer], product=False)
-                for layer in key[1]
+                added([_kernel_terms(total, *setting) for setting in layer]) for layer in settings
             ]
-            self._cached = key, joined(parts, product=True)
+            self._cached = key, multiplied(parts)
         return self._cached[1]
 
     def _from_matrices(
@@ -384,28 +387,21 @@ class CorrelationAlignmentLoss(nn.Module):
             ValueError: inputs of other than rank 2, of different widths, or of fewer than 2 points.
         """
         check_pair(f_s, f_t, ("f_s", "f_t"), least=2)
-        f_s, f_t = at_least_single(f_s), at_least_single(f_t)
-        mean_s, mean_t = f_s.mean(0), f_t.mean(0)
-        difference = _covariance(f_s - mean_s) - _covariance(f_t - mean_t)
-        covariances = difference.square().mean()
         if self.corrected:
-            return covariances / 4
-        return (mean_s - mean_t).square().mean() + covariances
-
-
-def _covariance(centred: Tensor) -> Tensor:
-    return centred.T @ centred / (len(centred) - 1)
+            return coral(f_s, f_t)
+        return coral(f_s, f_t, scaling="mean", mean_scaling=1)
 
 
 def _is_ours(kernel: Any) -> bool:
     return isinstance(kernel, GaussianKernel) and type(kernel).forward is GaussianKernel.forward
 
 
-def _kernel_terms(tracks: bool, value: float, corrected: bool, total: int) -> Terms:
+def _kernel_terms(total: int, tracks: bool, value: float, corrected: bool) -> Terms:
     if not tracks:
-        return gaussians([0.5 / value])
+        return family_terms(GAUSSIAN, [0.5 / value])
     # The mean over all entries is (N - 1) / N times that over pairs of different points.
-    return gaussians([0.5 / value * (1.0 if corrected else total / (total - 1))], MEAN)
+    scale = 0.5 / value * (1.0 if corrected else total / (total - 1))
+    return family_terms(GAUSSIAN, [scale], MEAN)
 
 
 def _matrix(kernel: Any, z: Tensor) -> Tensor:

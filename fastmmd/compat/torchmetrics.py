@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastmmd import functional, ops
 from fastmmd._extras import require_extra
-from fastmmd.checks import BIASED, UNBIASED
+from fastmmd.checks import BIASED, UNBIASED, check_estimator
 from fastmmd.compat._common import (
     check_count,
     check_pair,
@@ -27,7 +27,8 @@ from fastmmd.compat._common import (
     check_positive,
     family_terms,
 )
-from fastmmd.kernels import FIXED, GAUSSIAN, POLYNOMIAL, WIDTH, Kernel, as_kernel
+from fastmmd.kernels import Kernel, as_kernel
+from fastmmd.terms import FIXED, GAUSSIAN, POLYNOMIAL, WIDTH
 
 require_extra("fastmmd.compat.torchmetrics", "metrics", "torchmetrics")
 
@@ -64,22 +65,6 @@ class _FeatureMetric(Metric):
         self.reset_real_features = reset_real_features
         self.add_state("real_features", [], dist_reduce_fx="cat")
         self.add_state("fake_features", [], dist_reduce_fx="cat")
-
-    def update(self, imgs: Tensor, real: bool) -> None:
-        """Add features to one of the two samples.
-
-        Args:
-            imgs: features [n, d], or what ``feature`` makes them of.
-            real: whether they belong to the real sample or to the other.
-
-        Raises:
-            TypeError: features that are no floating tensor, or a ``real`` that is no bool.
-            ValueError: features that are empty, of other than rank 2 or of another width or dtype
-                than those before.
-        """
-        if not isinstance(real, (bool, int)):
-            raise TypeError(f"real must be True or False, got {real!r}")
-        self._add(imgs if self.feature is None else self.feature(imgs), bool(real), "features")
 
     def _add(self, features: Any, real: bool, name: str) -> None:
         check_points(features, name)
@@ -124,7 +109,27 @@ class _FeatureMetric(Metric):
         return self._plot(self.compute() if val is None else val, ax)
 
 
-class KernelInceptionDistance(_FeatureMetric):
+class _RealOrFake(_FeatureMetric):
+    """Features of one sample in each update."""
+
+    def update(self, imgs: Tensor, real: bool) -> None:
+        """Add features to one of the two samples.
+
+        Args:
+            imgs: features [n, d], or what ``feature`` makes them of.
+            real: whether they belong to the real sample or to the other.
+
+        Raises:
+            TypeError: features that are no floating tensor, or a ``real`` that is no bool.
+            ValueError: features that are empty, of other than rank 2 or of another width or dtype
+                than those before.
+        """
+        if not isinstance(real, (bool, int)):
+            raise TypeError(f"real must be True or False, got {real!r}")
+        self._add(imgs if self.feature is None else self.feature(imgs), bool(real), "features")
+
+
+class KernelInceptionDistance(_RealOrFake):
     r"""The Kernel Inception Distance of Binkowski et al., "Demystifying MMD GANs", of features.
 
     The unbiased MMD^2 with ``(gamma <x, y> + coef)^degree`` between ``subset_size`` real and as
@@ -237,7 +242,7 @@ class KernelInceptionDistance(_FeatureMetric):
         return self._plot(self.compute()[0] if val is None else val, ax)
 
 
-class CMMD(_FeatureMetric):
+class CMMD(_RealOrFake):
     r"""The CMMD of Jayasumana et al., "Rethinking FID", of features.
 
     ``scale`` times the biased MMD^2 with ``exp(-|x - y|^2 / (2 sigma^2))``, over all features of
@@ -323,7 +328,7 @@ class MaximumMeanDiscrepancy(_FeatureMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(feature, reset_real_features, kwargs)
-        functional.check_estimator(estimator)
+        check_estimator(estimator)
         self.kernel = as_kernel(kernel)
         self.estimator = estimator
 
