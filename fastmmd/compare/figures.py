@@ -46,7 +46,10 @@ def draw_null(panel: Axes, comparison: Comparison) -> None:
     test, alpha = comparison.test, comparison.settings.alpha
     values = np.asarray(test.null)
     critical = test.critical_value(alpha)
-    bins = min(40, max(10, len(values) // 20))
+    # Bars of a visible width, however far away the statistic is.
+    shown = np.append(values, test.statistic)
+    width = max(np.ptp(values) / min(40, max(10, len(values) // 20)), np.ptp(shown) / 110)
+    bins = max(1, round(float(np.ptp(values) / width))) if width > 0 else 1
     panel.hist(values, bins=bins, color=GREY, alpha=0.85, label="labels drawn at random")
     panel.set_ylim(0, 1.4 * panel.get_ylim()[1])  # room for the legend above the bars
     if np.isfinite(critical):
