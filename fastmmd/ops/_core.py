@@ -1,0 +1,168 @@
+"""From tensors to addresses: what the operators share."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from fastmmd.kernels import GEOMETRY, Terms
+
+try:
+    # After torch, whose libgomp it is to share.
+    from fastmmd import _native
+except ImportError as error:
+    raise ImportError(
+        f"the native module of fastmmd cannot be imported ({error}). It is compiled when fastmmd is"
+        " installed: run 'pip install fastmmd', or 'make install' in a checkout, for this Python"
+    ) from error
+
+native = _native
+CPU = torch.device("cpu")  # named in every allocation, as a default device may be set
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+MAX_TERMS = 128  # that the native core takes
+MAX_FACTORS = 8
+
+# What the schema of each operator spells a kernel out as, beside its scales and coefficients, and
+# the widths of the factors' features: none for a kernel that is no product.
+KERNEL_SCHEMA = "int[] families, float[] shapes, int[] units, int[] factors, SymInt[] widths"
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of the first number, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def doubles(tensor: Tensor) -> Tensor:
+    """The tensor as the native core takes numbers per point or per term."""
+    return tensor.detach().to(torch.float64).contiguous()
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 points, float32 otherwise."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def buffer(size: int, tail: int = 0) -> tuple[Tensor, int]:
+    """Scratch space of so many bytes, and where ``tail`` float64 lie behind it."""
+    size = -(-size // 64) * 64
+    return torch.empty(size + 8 * tail, dtype=torch.uint8, device=CPU), size
+
+
+Part = tuple[int, ...]  # positions of terms
+
+
+@functools.lru_cache(maxsize=1024)
+def parts(
+    families: tuple[int, ...], factors: tuple[int, ...], most: int = MAX_TERMS
+) -> list[Part] | None:
+    """How a kernel is cut into a sum of kernels that the native core takes, or None if it need not.
+
+    The terms of a factor must be of one geometry, and there may be ``most`` of them in all. A
+    product of sums is the sum of the products, one for each choice of summands.
+    """
+    count = factors[-1] + 1
+    if count > MAX_FACTORS:
+        raise ValueError(
+            f"a product of at most {MAX_FACTORS} kernels is supported, got one of {count}"
+        )
+    groups: dict[int, dict[int, list[int]]] = {factor: {} for factor in range(count)}
+    for t, (family, factor) in enumerate(zip(families, factors, strict=True)):
+        groups[factor].setdefault(GEOMETRY[family], []).append(t)
+    if len(families) <= most and all(len(of) == 1 for of in groups.values()):
+        return None
+    size = most // count
+    choices = [
+        [group[i : i + size] for group in of.values() for i in range(0, len(group), size)]
+        for of in groups.values()
+    ]
+    return [tuple(itertools.chain(*choice)) for choice in itertools.product(*choices)]
+
+
+def cut(terms: Terms, plain: bool, most: int = MAX_TERMS) -> list[Terms] | None:
+    """The summands of the kernel that the native core takes one by one, None if it is one."""
+    # A compiler traces through, with a warning if there is a cache.
+    find = parts if plain else parts.__wrapped__
+    found = find(terms.families, terms.factors, most)
+    return None if found is None else [_pick(terms, part) for part in found]
+
+
+def _pick(terms: Terms, part: Part) -> Terms:
+    index = torch.tensor(part, device=terms.scales.device)
+    return Terms(
+        tuple(terms.families[t] for t in part),
+        terms.scales[index],
+        terms.coefficients[index],
+        tuple(s for t in part for s in terms.shapes[2 * t : 2 * t + 2]),
+        tuple(terms.units[t] for t in part),
+        tuple(terms.factors[t] for t in part),
+    )
+
+
+def transforms_active() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def refuse_forward_mode(name: str) -> None:
+    """Raise under forward-mode differentiation."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            f"forward-mode differentiation of fastmmd.{name} is not implemented: use reverse mode"
+            " (backward, torch.func.grad or torch.func.vjp), which costs one pass for a scalar,"
+            f" or fastmmd.reference.{name}"
+        )
+
+
+def no_cuda(name: str) -> Callable[..., NoReturn]:
+    """The CUDA implementation of an operator that has none."""
+
+    def implementation(x: Tensor, *_: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"fastmmd.{name} has no CUDA kernels in this build, and x is on {x.device}: move x and"
+            f" y to the CPU, or use fastmmd.reference.{name}, which runs on any device"
+        )
+
+    return implementation
+
+
+def third_order(ctx: Any, *grads: Tensor | None) -> None:
+    """The formula of an operator that makes second derivatives."""
+    raise NotImplementedError(
+        "third derivatives of fastmmd.mmd2 and fastmmd.kernel_sum are not implemented: use"
+        " fastmmd.reference"
+    )
+
+
+Rule = Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]
+
+
+def loop(op: Any) -> Rule:
+    """The rule by which vmap takes an operator: one element of the batch at a time."""
+
+    def rule(
+        info: Any, in_dims: tuple[Any, ...], *args: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        outputs = [
+            op(
+                *(
+                    a.select(d, i) if isinstance(d, int) else a
+                    for a, d in zip(args, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        return tuple(torch.stack(o) for o in zip(*outputs, strict=True)), (0,) * len(outputs[0])
+
+    return rule
+
+
+def register_vmap(name: str, rule: Rule) -> None:
+    """Since torch 2.5; torch 2.4 loops too, with a warning."""
+    if hasattr(torch.library, "register_vmap"):
+        torch.library.register_vmap(f"fastmmd::{name}", rule)

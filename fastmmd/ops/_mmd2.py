@@ -1,0 +1,445 @@
+"""The MMD of a pair of samples or of a batch of them.
+
+``fastmmd::mmd2`` makes the value and, as further outputs, the gradients that its flags ask for: the
+MMD is a scalar, so its gradient is a scalar times what the forward pass knows already.
+``fastmmd::mmd2_backward`` differentiates those outputs, which is what a second derivative needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmmd.checks import BIASED, is_plain
+from fastmmd.hessian import Pairs, hessian_product
+from fastmmd.kernels import FIXED, Terms
+from fastmmd.ops._core import (
+    CPU,
+    DTYPES,
+    KERNEL_SCHEMA,
+    address,
+    buffer,
+    cut,
+    doubles,
+    loop,
+    native,
+    no_cuda,
+    refuse_forward_mode,
+    register_vmap,
+    result_dtype,
+    third_order,
+    transforms_active,
+)
+
+# The differentiable arguments of both operators, in order, absent weights as None.
+_Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
+_NAMES = ("x", "y", "x_weights", "y_weights", "scales", "coefficients")
+_NO_NEEDS = (False,) * 6
+_PARAMETERS = 4  # from here on the inputs are those that a batch shares
+
+# All others: families, shapes, units, factors, widths, estimator and size.
+_Constants = tuple[
+    Sequence[int], Sequence[float], Sequence[int], Sequence[int], Sequence[int], int, int
+]
+
+
+def mmd2(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    terms: Terms,
+    estimator: int = BIASED,
+    size: int = 0,
+    widths: Sequence[int] | None = None,
+) -> Tensor:
+    """Squared MMD, differentiable, of arguments that have been checked; see :func:`fastmmd.mmd2`.
+
+    Args:
+        x: [n, d], or a batch, [B, n, d], which is one native call.
+        y: [m, d] or [B, m, d].
+        x_weights: [n] or [B, n].
+        y_weights: [m] or [B, m].
+        terms: the kernel.
+        estimator: its number in :mod:`fastmmd.checks`.
+        size: points of a block, or number of superdiagonals.
+        widths: numbers of features of the factors of a product of kernels, with sum d.
+
+    Returns:
+        A scalar or [B]: float64 for float64 inputs, float32 otherwise.
+
+    Raises:
+        NotImplementedError: for forward-mode differentiation, and for CUDA tensors.
+    """
+    families, scales, coefficients, shapes, units, factors = terms
+    inputs = (x, y, x_weights, y_weights, scales, coefficients)
+    plain = is_plain(*inputs)
+    summands = cut(terms, plain)
+    if summands is not None:  # the MMD is linear in the kernel
+        values = [mmd2(x, y, x_weights, y_weights, t, estimator, size, widths) for t in summands]
+        return torch.stack(values).sum(0)
+    constants = (families, shapes, units, factors, widths or (), estimator, size)
+    if plain:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+            return _ShortRoad.apply(*inputs, constants)
+        return _run(inputs, constants, _NO_NEEDS)[0]
+    refuse_forward_mode("mmd2")
+    transformed = transforms_active()
+    # Inside a transform of torch.func nobody can tell from here what requires a gradient.
+    enabled = torch.is_grad_enabled()
+    needs = [enabled and t is not None and (transformed or t.requires_grad) for t in inputs]
+    return with_gradients(inputs, constants, needs)[0]
+
+
+def with_gradients(
+    inputs: _Inputs, constants: _Constants, needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """``fastmmd::mmd2``, the value with its gradients and factors, which differentiate too."""
+    op: Any = _Transformed.apply if transforms_active() else torch.ops.fastmmd.mmd2
+    outputs: tuple[Tensor, ...] = op(*inputs, *constants, needs)
+    return outputs
+
+
+def _run(
+    inputs: _Inputs,
+    constants: _Constants,
+    needs: Sequence[bool],
+    resolved: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """One call of the native core: the value, and the six gradients or None where not needed."""
+    x, y, x_weights, y_weights, scales, coefficients = inputs
+    families, shapes, units, factors, widths, estimator, size = constants
+    *batch, n, d = x.shape
+    m = y.shape[-2]
+    count = batch[0] if batch else 1
+    terms = len(families)
+    widths = widths or (d,)
+    dtype = DTYPES[x.dtype]
+    result = result_dtype(x)
+    threads = torch.get_num_threads()
+    v_x = v_y = v_x_weights = v_y_weights = v_scales = v_coefficients = None
+    value = torch.empty(batch, dtype=result, device=CPU)
+    if needs[0]:
+        v_x = torch.empty(x.shape, dtype=result, device=CPU)
+    if needs[1]:
+        v_y = torch.empty(y.shape, dtype=result, device=CPU)
+    if x_weights is not None:
+        x_weights = doubles(x_weights)
+        if needs[2]:
+            v_x_weights = torch.empty_like(x_weights)
+    if y_weights is not None:
+        y_weights = doubles(y_weights)
+        if needs[3]:
+            v_y_weights = torch.empty_like(y_weights)
+    if needs[4] or needs[5]:  # the core makes both or neither
+        v_scales = torch.empty((*batch, terms), dtype=torch.float64, device=CPU)
+        v_coefficients = torch.empty_like(v_scales)
+    if count == 0:
+        return value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients
+    # Behind the scratch space lie the factors that were used, should nobody ask for them.
+    scratch, tail = buffer(
+        native.mmd2_workspace(n, m, widths, count, dtype, estimator, size, threads, terms),
+        0 if resolved is not None else count * terms,
+    )
+    base = scratch.data_ptr()
+    native.mmd2(
+        x.data_ptr(),
+        y.data_ptr(),
+        n,
+        m,
+        x.stride(),
+        y.stride(),
+        count,
+        dtype,
+        address(x_weights),
+        address(y_weights),
+        widths,
+        factors,
+        families,
+        scales.data_ptr(),
+        coefficients.data_ptr(),
+        shapes,
+        units,
+        estimator,
+        size,
+        value.data_ptr(),
+        address(v_x),
+        address(v_y),
+        address(v_x_weights),
+        address(v_y_weights),
+        address(v_scales),
+        address(v_coefficients),
+        base + tail if resolved is None else resolved.data_ptr(),
+        base,
+        threads,
+    )
+    return value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients
+
+
+def _scaled(grad: Tensor, v: Tensor, like: Tensor, shared: bool) -> Tensor:
+    """What arrives at the value, times the gradient of the value."""
+    if grad.ndim:  # [B]
+        v = grad.reshape(-1, *[1] * (v.ndim - 1)) * v
+        if shared:
+            v = v.sum(0)
+    else:
+        v = grad * v
+    # The dtype changes after the product: before it, the gradients of float16 inputs are so small
+    # that float16 loses them.
+    return v if v.dtype == like.dtype else v.to(like.dtype)
+
+
+class _ShortRoad(torch.autograd.Function):
+    """``fastmmd::mmd2`` without the dispatcher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        x_weights: Tensor | None,
+        y_weights: Tensor | None,
+        scales: Tensor,
+        coefficients: Tensor,
+        constants: _Constants,
+    ) -> Tensor:
+        inputs = (x, y, x_weights, y_weights, scales, coefficients)
+        value, *gradients = _run(inputs, constants, ctx.needs_input_grad)
+        ctx.save_for_backward(*inputs, *gradients)
+        ctx.constants = constants
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad[:6]
+        inputs, gradients = saved[:6], saved[6:]
+        if torch.is_grad_enabled():
+            # This pass is to be differentiated: the operator ties the gradients to the inputs.
+            gradients = with_gradients(inputs, ctx.constants, needs)[1:7]
+        grads = [
+            _scaled(grad, v, t, i >= _PARAMETERS) if need else None
+            for i, (t, v, need) in enumerate(zip(inputs, gradients, needs, strict=True))
+        ]
+        return (*grads, None)
+
+
+torch.library.define(
+    "fastmmd::mmd2",
+    "(Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, Tensor scales, Tensor coefficients,"
+    f" {KERNEL_SCHEMA}, int estimator, SymInt size, bool[6] needs)"
+    " -> (Tensor value, Tensor v_x, Tensor v_y, Tensor v_x_weights, Tensor v_y_weights,"
+    " Tensor v_scales, Tensor v_coefficients, Tensor resolved)",
+)
+# resolved: the factors scale / unit; g_*: the gradients with respect to the outputs v_* of mmd2.
+torch.library.define(
+    "fastmmd::mmd2_backward",
+    "(Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, Tensor scales, Tensor coefficients,"
+    f" {KERNEL_SCHEMA}, int estimator, SymInt size,"
+    " Tensor resolved, Tensor? g_x, Tensor? g_y, Tensor? g_x_weights, Tensor? g_y_weights,"
+    " Tensor? g_scales, Tensor? g_coefficients)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+_CONSTANTS = slice(6, 13)  # among the arguments of both
+
+
+def _mmd2_cpu(*args: Any) -> tuple[Tensor, ...]:
+    x, y, x_weights, y_weights, scales, coefficients, *constants, needs = args
+    scales, coefficients = doubles(scales), doubles(coefficients)
+    resolved = torch.empty((*x.shape[:-2], len(scales)), dtype=torch.float64, device=CPU)
+    inputs = (x, y, x_weights, y_weights, scales, coefficients)
+    value, *gradients = _run(inputs, tuple(constants), needs, resolved)
+    outputs = [
+        v if need and v is not None else _nothing(x)
+        for v, need in zip(gradients, needs, strict=True)
+    ]
+    return (value, *outputs, resolved)
+
+
+def _mmd2_fake(*args: Any) -> tuple[Tensor, ...]:
+    inputs, needs = args[:6], args[-1]
+    x, result = inputs[0], result_dtype(inputs[0])
+    batch = x.shape[:-2]
+    dtypes = (result,) * 2 + (torch.float64,) * 4
+    outputs = [
+        torch.empty(
+            t.shape if i < _PARAMETERS else (*batch, *t.shape), dtype=dtype, device=x.device
+        )
+        if need and t is not None
+        else _nothing(x)
+        for i, (t, dtype, need) in enumerate(zip(inputs, dtypes, needs, strict=True))
+    ]
+    value = torch.empty(batch, dtype=result, device=x.device)
+    resolved = torch.empty((*batch, *args[4].shape), dtype=torch.float64, device=x.device)
+    return (value, *outputs, resolved)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return torch.empty(0, dtype=result_dtype(x), device=x.device)
+
+
+def _mmd2_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:6], *output[1:])
+    ctx.constants, ctx.needs = inputs[_CONSTANTS], inputs[-1]
+    ctx.mark_non_differentiable(output[-1])
+    # A gradient that does not arrive must be told from zeros: it needs no second derivative.
+    ctx.set_materialize_grads(False)
+
+
+def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    inputs, gradients, resolved = saved[:6], saved[6:12], saved[12]
+    results: list[Tensor | None] = [None] * 6
+    for i, name in enumerate(_NAMES):
+        if ctx.needs_input_grad[i] and grad is not None:
+            if not ctx.needs[i]:
+                raise RuntimeError(
+                    f"fastmmd.mmd2 was not told that {name} needs a gradient: where a call is"
+                    f" traced or exported, {name} must require one then"
+                )
+            results[i] = _scaled(grad, gradients[i], inputs[i], i >= _PARAMETERS)
+    tangents = [g if need else None for g, need in zip(grads[:6], ctx.needs, strict=True)]
+    if any(g is not None for g in tangents):
+        op: Any = torch.ops.fastmmd.mmd2_backward
+        if transforms_active():
+            op = _TransformedBackward.apply
+        second = op(*inputs, *ctx.constants, resolved, *tangents)
+        for i, (first, v) in enumerate(zip(results, second, strict=True)):
+            if ctx.needs_input_grad[i]:
+                results[i] = v if first is None else first + v
+    return (*results, *[None] * 8)
+
+
+torch.library.impl("fastmmd::mmd2", "CPU", _mmd2_cpu)
+torch.library.impl("fastmmd::mmd2", "CUDA", no_cuda("mmd2"))
+torch.library.register_fake("fastmmd::mmd2", _mmd2_fake)
+torch.library.register_autograd("fastmmd::mmd2", _mmd2_autograd, setup_context=_mmd2_setup_context)
+
+
+def _mmd2_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
+    inputs, constants, (resolved, *tangents) = args[:6], args[_CONSTANTS], args[13:]
+    x = inputs[0]
+    if x.ndim == 2:
+        results = _second(inputs, constants, resolved, tangents)
+    else:
+        each = [
+            _second(
+                [t if i >= _PARAMETERS or t is None else t[b] for i, t in enumerate(inputs)],
+                constants,
+                resolved[b],
+                [None if g is None else g[b] for g in tangents],
+            )
+            for b in range(len(x))
+        ]
+        results = [
+            torch.stack(of).sum(0) if i >= _PARAMETERS else torch.stack(of)
+            for i, of in enumerate(zip(*each, strict=True))
+        ]
+    return tuple(
+        _nothing(x) if t is None else v.to(t.dtype) for t, v in zip(inputs, results, strict=True)
+    )
+
+
+def _second(
+    inputs: Sequence[Any],
+    constants: _Constants,
+    resolved: Tensor,
+    g: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """The second derivatives of one pair of samples, in float64."""
+    families, shapes, units, factors, widths, estimator, size = constants
+    samples = inputs[0], inputs[1]
+    primals = [
+        torch.ones(len(samples[i % 2]), dtype=torch.float64, device=CPU)
+        if t is None
+        else t.double()
+        for i, t in enumerate(inputs)
+    ]
+    tangents = [
+        torch.zeros_like(p) if t is None else t.double() for p, t in zip(primals, g, strict=True)
+    ]
+    # The unit is held fixed. Of a unit that is 0 nothing comes.
+    fixed = torch.tensor([unit == FIXED for unit in units], device=CPU)
+    per_unit = torch.where(resolved == 0, 0.0, resolved / primals[4])
+    per_unit = torch.where(fixed, 1.0, per_unit)
+    v_points, v_weights, v_factors, v_coefficients = hessian_product(
+        Pairs(families, shapes, factors, widths, estimator, size),
+        primals[:2],
+        primals[2:4],
+        resolved,
+        primals[5],
+        tangents[:2],
+        tangents[2:4],
+        per_unit * tangents[4],
+        tangents[5],
+    )
+    return [*v_points, *v_weights, per_unit * v_factors, v_coefficients]
+
+
+def _mmd2_backward_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(
+        _nothing(x) if t is None else torch.empty(t.shape, dtype=t.dtype, device=x.device)
+        for t in (x, *args[:5])
+    )
+
+
+torch.library.impl("fastmmd::mmd2_backward", "CPU", _mmd2_backward_cpu)
+torch.library.impl("fastmmd::mmd2_backward", "CUDA", no_cuda("mmd2"))
+torch.library.register_fake("fastmmd::mmd2_backward", _mmd2_backward_fake)
+torch.library.register_autograd("fastmmd::mmd2_backward", third_order)
+
+
+class _Transformed(torch.autograd.Function):
+    """``fastmmd::mmd2`` for torch.func, which does not take the formula of an operator."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_mmd2_setup_context)
+    backward = staticmethod(_mmd2_autograd)
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return torch.ops.fastmmd.mmd2(*args)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """``fastmmd::mmd2_backward`` for torch.func."""
+
+    generate_vmap_rule = True
+    backward = staticmethod(third_order)
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return torch.ops.fastmmd.mmd2_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+
+def _mmd2_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """One native call, if there is one kernel for all."""
+    if any(isinstance(d, int) for d in in_dims[_PARAMETERS:6]):
+        return _loop(info, in_dims, *args)
+    count = info.batch_size
+    inputs: list[Any] = [
+        None if t is None else t.movedim(d, 0) if isinstance(d, int) else t.expand(count, *t.shape)
+        for t, d in zip(args[:_PARAMETERS], in_dims, strict=False)
+    ]
+    batches = inputs[0].ndim == 4
+    if batches:
+        inputs = [None if t is None else t.flatten(0, 1) for t in inputs]
+    outputs = torch.ops.fastmmd.mmd2(*inputs, *args[_PARAMETERS:])
+    made = (True, *(need and t is not None for need, t in zip(args[-1], args, strict=False)), True)
+    if batches:
+        outputs = [
+            o.unflatten(0, (count, -1)) if is_made else o
+            for o, is_made in zip(outputs, made, strict=True)
+        ]
+    return tuple(outputs), tuple(0 if is_made else None for is_made in made)
+
+
+_loop = loop(torch.ops.fastmmd.mmd2)
+register_vmap("mmd2", _mmd2_vmap)
+register_vmap("mmd2_backward", loop(torch.ops.fastmmd.mmd2_backward))
