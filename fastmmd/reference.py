@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmmd.checks import BIASED, BLOCK, CROSS, ESTIMATORS, INCOMPLETE, LINEAR, UNBIASED
 from fastmmd.kernels import Kernel, as_kernel
-from fastmmd.terms import DOT, GEOMETRY, POLYNOMIAL, RADIAL, Terms
+from fastmmd.terms import COSINE_SIMILARITY, GEOMETRY, POLYNOMIAL, RADIAL, Terms
 from fastmmd.terms import LINEAR as LINEAR_FAMILY
 
 
@@ -159,10 +159,11 @@ def inner_products(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
     """``<x_i, y_j> / (|x_i| |y_j|)``, [..., n, m]; 0, as are its derivatives, where a norm is 0."""
-    return inner_products(_directions(x), None if y is None else _directions(y))
+    return inner_products(directions(x), None if y is None else directions(y))
 
 
-def _directions(x: Tensor) -> Tensor:
+def directions(x: Tensor) -> Tensor:
+    """``x_i / |x_i|``, [..., n, d]; 0, as are its derivatives, where x_i is."""
     norms = _root(x.square().sum(-1, keepdim=True))
     return torch.where(norms == 0, 0.0, x / torch.where(norms == 0, 1.0, norms))
 
@@ -283,7 +284,7 @@ def centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x - centre, y - centre
 
 
-Distances = Callable[[Tensor, Tensor | None], Tensor]
+Measure = Callable[[Tensor, Tensor | None], Tensor]
 Centre = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -293,15 +294,21 @@ def gram(
     views: Sequence[View],
     terms: Terms,
     factors: Tensor,
-    distances: Distances = squared_distances,
+    distances: Measure = squared_distances,
+    products: Measure = inner_products,
 ) -> Tensor:
     """The kernel matrix of two sets of points, or of one if the second is None."""
-    statistics = {RADIAL: distances, DOT: inner_products}
-    pairs = {
-        view: statistics.get(view[1], cosines)(a[view], None if b is None else b[view])
-        for view in a
-    }
-    return kernel_matrix([pairs[view] for view in views], terms, factors)
+
+    def statistic(view: View) -> Tensor:
+        x, y = a[view], None if b is None else b[view]
+        if view[1] == RADIAL:
+            return distances(x, y)
+        if view[1] == COSINE_SIMILARITY:
+            x, y = directions(x), None if y is None else directions(y)
+        return products(x, y)
+
+    statistics = {view: statistic(view) for view in a}
+    return kernel_matrix([statistics[view] for view in views], terms, factors)
 
 
 def looked_at(
@@ -333,7 +340,8 @@ def pair_sum(
     widths: Sequence[int] | None = None,
     *,
     factors: Tensor | None = None,
-    distances: Distances = squared_distances,
+    distances: Measure = squared_distances,
+    products: Measure = inner_products,
     centre: Centre = centred,
 ) -> Tensor:
     """What :func:`fastmmd.ops.mmd2` computes, of one pair of samples or of a batch of them.
@@ -349,6 +357,7 @@ def pair_sum(
         widths: numbers of features of the factors of a product of kernels.
         factors: [T], taken in place of those of :func:`resolve`.
         distances: how ``|x_i - y_j|^2`` is computed.
+        products: how ``<x_i, y_j>`` is computed.
         centre: how both samples are moved to their mean.
 
     Returns:
@@ -367,6 +376,7 @@ def pair_sum(
                 widths,
                 factors=factors,
                 distances=distances,
+                products=products,
                 centre=centre,
             )
             for i in range(len(x))
@@ -380,19 +390,21 @@ def pair_sum(
     x_points, y_points = looked_at(x, y, seen, widths, centre)
     paired = min(len(x), len(y))
 
-    def matrix(a: Points, b: Points | None = None, distances: Distances = distances) -> Tensor:
-        return gram(a, b, seen, terms, factors, distances)
+    def matrix(a: Points, b: Points | None = None) -> Tensor:
+        return gram(a, b, seen, terms, factors, distances, products)
 
     def rows(points: Points, function: Callable[[Tensor], Tensor]) -> Points:
         return {view: function(p) for view, p in points.items()}
 
     if estimator == LINEAR:
+        if distances is squared_distances:
+            distances = direct_squared_distances  # each point meets one: it takes no more memory
         half = paired // 2
         # each point a sample of its own: [L // 2, 1, d]
         x_0, y_0 = (rows(p, lambda t: t[0 : 2 * half : 2, None]) for p in (x_points, y_points))
         x_1, y_1 = (rows(p, lambda t: t[1 : 2 * half : 2, None]) for p in (x_points, y_points))
         pairs = ((x_0, x_1), (y_0, y_1), (x_0, y_1), (x_1, y_0))
-        xx, yy, xy, yx = (matrix(*p, direct_squared_distances) for p in pairs)
+        xx, yy, xy, yx = (matrix(*p) for p in pairs)
         return (xx + yy - xy - yx).mean()
 
     if estimator == BLOCK:
@@ -439,7 +451,8 @@ def mmd2(
     block_size: int | None = None,
     num_superdiagonals: int | None = None,
     factors: Tensor | None = None,
-    distances: Distances = squared_distances,
+    distances: Measure = squared_distances,
+    products: Measure = inner_products,
     centre: Centre = centred,
 ) -> Tensor:
     """Squared MMD between two samples, as :func:`fastmmd.mmd2`, but for checks of the arguments.
@@ -455,6 +468,7 @@ def mmd2(
         num_superdiagonals: of ``"incomplete"``, at most 100 by default.
         factors: [T], taken in place of those of :func:`resolve`.
         distances: how ``|x_i - y_j|^2`` is computed.
+        products: how ``<x_i, y_j>`` is computed.
         centre: how both samples are moved to their mean.
 
     Returns:
@@ -477,6 +491,7 @@ def mmd2(
         size,
         factors=factors,
         distances=distances,
+        products=products,
         centre=centre,
     )
 
@@ -489,7 +504,8 @@ def kernel_sum(
     widths: Sequence[int] | None = None,
     *,
     factors: Tensor | None = None,
-    distances: Distances = squared_distances,
+    distances: Measure = squared_distances,
+    products: Measure = inner_products,
     centre: Centre = centred,
 ) -> Tensor:
     """``K(x, y) @ v`` of x [n, d], y [m, d] and v [m] or [m, p]."""
@@ -498,7 +514,7 @@ def kernel_sum(
         factors = resolve(terms, x, y, widths)
     seen = views(terms, invariant=False)
     points = looked_at(x, y, seen, widths, centre)
-    return gram(*points, seen, terms, factors, distances) @ v.to(x)
+    return gram(*points, seen, terms, factors, distances, products) @ v.to(x)
 
 
 def sign_vectors(n: int, m: int, wild: bool, count: int, generator: torch.Generator) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import fastmmd as fm
 from fastmmd import reference
+from fastmmd.terms import MEDIAN
 
 CASES = int(os.environ.get("FASTMMD_FUZZ_CASES", "10000"))
 PARTS = 8  # that run side by side
@@ -73,15 +74,29 @@ class Part:
             "bank": parameter([s, 1.5 * s]),
         }[self.bandwidth]
         count = 2 if self.bandwidth == "bank" else 1
-        if self.family == "energy":
-            kernel = fm.Energy()
-        elif self.family == "laplacian":
-            weights = parameter([0.5 + i for i in range(count)]) if self.weighted else None
-            kernel = fm.Laplacian(bandwidth, weights)
-        else:
-            multipliers = MULTIPLIERS[self.multipliers]
-            weights = [float(i % 3) for i in range(1, 1 + count * len(multipliers))]
-            kernel = fm.Gaussian(bandwidth, multipliers, weights if self.weighted else None)
+        weights = parameter([0.5 + i for i in range(count)]) if self.weighted else None
+        # as a shape in the range of what people take, from heavy tails to light ones
+        alpha, degree = 0.2 * 2.0 ** abs(self.exponent), 1 + abs(self.exponent) % 4
+        coef0 = 0.25 * (abs(self.exponent) % 3)
+        # by itself 1 / d, and the kernel of large numbers a number that float32 does not hold
+        small = size <= 8 and self.bandwidth == "mean"
+        gamma = None if small else parameter(1 / s**2) if self.weighted else 1 / s**2
+        multipliers = MULTIPLIERS[self.multipliers]
+        several = [float(i % 3) for i in range(1, 1 + count * len(multipliers))]
+        kernel = {
+            "gaussian": lambda: fm.Gaussian(
+                bandwidth, multipliers, several if self.weighted else None
+            ),
+            "laplacian": lambda: fm.Laplacian(bandwidth, weights),
+            "energy": lambda: fm.Energy(),
+            "multiquadric": lambda: fm.InverseMultiquadric(bandwidth, weights),
+            "rational": lambda: fm.RationalQuadratic(alpha, bandwidth, weights),
+            "matern32": lambda: fm.Matern(1.5, bandwidth, weights),
+            "matern52": lambda: fm.Matern(2.5, bandwidth, weights),
+            "polynomial": lambda: fm.Polynomial(degree, gamma, coef0),
+            "linear": lambda: fm.Linear(),
+            "cosine": lambda: fm.Cosine(),
+        }[self.family]()
         return kernel if self.factor == 1 else self.factor * kernel
 
 
@@ -103,7 +118,8 @@ class Recipe:
     offset: float  # of the data, in units of their size
     layout: str
     parts: tuple[Part, ...]
-    unbiased: bool
+    estimator: str
+    fraction: float  # of the largest block or number of superdiagonals
     x_weights: str
     y_weights: str
     bad: float | None
@@ -111,7 +127,8 @@ class Recipe:
 
     def build(self, seed: int) -> tolerance.Case:
         g = torch.Generator().manual_seed(seed)
-        n, m = self.n + self.unbiased, self.m + self.unbiased
+        least = self.estimator != "biased"
+        n, m = self.n + least, self.m + least
         # float16 reaches from 6e-8 to 65504, and squares of distances are to fit into float32
         limit = 3 if self.dtype == torch.float16 else 30
         size = 2.0 ** max(-limit, min(limit, self.size))
@@ -121,8 +138,16 @@ class Recipe:
         y = x[torch.arange(m) % n] if self.y == "copy" else VALUES[self.y](g, m, self.d) + shift
         x, y = (lay_out((size * (t + self.offset)).to(self.dtype), self.layout) for t in (x, y))
         kernel = reduce(add, [part.build(size * math.sqrt(self.d)) for part in self.parts])
-        weights = (make_weights(w, g, k) for w, k in ((self.x_weights, n), (self.y_weights, m)))
-        return tolerance.Case(x, y, kernel, "unbiased" if self.unbiased else "biased", *weights)
+        paired = min(n, m)
+        options = {
+            "block": {"block_size": 2 + round(self.fraction * (paired - 2))},
+            "incomplete": {"num_superdiagonals": 1 + round(self.fraction * (paired - 2))},
+        }.get(self.estimator, {})
+        kinds = (self.x_weights, self.y_weights)
+        if self.estimator not in ("biased", "unbiased"):
+            kinds = ("none", "none")
+        weights = (make_weights(w, g, k) for w, k in zip(kinds, (n, m), strict=True))
+        return tolerance.Case(x, y, kernel, self.estimator, *weights, options)
 
 
 def lay_out(t: Tensor, layout: str) -> Tensor:
@@ -153,7 +178,7 @@ sizes = st.integers(1, 12) | st.sampled_from([15, 16, 17, 31, 32, 33, 47, 48, 49
 
 parts = st.builds(
     Part,
-    family=st.sampled_from(["gaussian", "gaussian", "laplacian", "energy"]),
+    family=st.sampled_from(["gaussian", *tolerance.FAMILIES]),
     bandwidth=st.sampled_from(["mean", "median", "number", "number", "tensor", "bank"]),
     exponent=st.integers(-5, 5),
     multipliers=st.sampled_from(list(MULTIPLIERS)),
@@ -172,7 +197,8 @@ recipes = st.builds(
     offset=st.sampled_from([0, 0, 0, 1, 100]),
     layout=st.sampled_from(["rows", "rows", "transposed", "strided", "expanded"]),
     parts=st.lists(parts, min_size=1, max_size=3).map(tuple),
-    unbiased=st.booleans(),
+    estimator=st.sampled_from(["biased", "unbiased", *tolerance.ESTIMATORS]),
+    fraction=st.sampled_from([0, 0.1, 0.3, 1]),
     x_weights=st.sampled_from(["none", "none", "random", "padded", "uneven"]),
     y_weights=st.sampled_from(["none", "none", "random", "padded", "uneven"]),
     bad=st.sampled_from([None] * 20 + [math.nan, math.inf, -math.inf]),
@@ -202,7 +228,9 @@ def check(recipe: Recipe) -> None:
         if all(found[name] <= allowed[name] for name in found):
             return
         jitter = Jitter(i)
-        results = tolerance.plain(case, distances=jitter, factors=jitter.factors(case))
+        results = tolerance.plain(
+            case, distances=jitter, products=jitter.products, factors=jitter.factors(case)
+        )
         for name, error in tolerance.errors(results, exact).items():
             worst[name] = max(worst[name], error)
         allowed = tolerance.bounds(case, exact, worst, degenerate=True)
@@ -216,7 +244,7 @@ def slopes(case: tolerance.Case) -> dict[str, float]:
     """By how much each result changes, at most, with kernel values that change by 1."""
     terms = case.kernel.terms()
     z = torch.cat([case.x, case.y]).double()
-    factors = reference.resolve(terms, z).detach()
+    factors = tolerance.resolve(case).detach()
     diameter = 2 * (z - z.mean(0)).square().sum(1).max().sqrt()
     weight = float(terms.coefficients.detach().sum()) * 4 * abs(tolerance.INCOMING)
     t = float(factors.max() * diameter.square())
@@ -231,9 +259,9 @@ def slopes(case: tolerance.Case) -> dict[str, float]:
 
 
 class Jitter:
-    """Squared distances with other rounding errors, and a median that is one of them.
+    """Squared distances and inner products with other rounding errors, and a median of these.
 
-    Those of a norm or of a product are their own, but on a lattice they are the same for all.
+    The errors of a norm or of a product are their own, but on a lattice they are the same for all.
     """
 
     def __init__(self, seed: int) -> None:
@@ -245,26 +273,36 @@ class Jitter:
         return 2 * torch.finfo(size.dtype).eps * size * (2 * uniform - 1)
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        if x.shape[-2] == 1 and x.ndim == 3:  # pair by pair, from the differences
+            d2 = reference.direct_squared_distances(x, y)
+            return d2 + self.noise(d2.detach())
         d2 = reference.squared_distances(x, y)
         with torch.no_grad():
-            rows = x.square().sum(1, keepdim=True)
-            columns = rows.T if y is None else y.square().sum(1).unsqueeze(0)
+            rows = x.square().sum(-1, keepdim=True)
+            columns = rows.mT if y is None else y.square().sum(-1).unsqueeze(-2)
             noise_rows = self.noise(rows)
-            noise_columns = noise_rows.T if y is None else self.noise(columns)
+            noise_columns = noise_rows.mT if y is None else self.noise(columns)
             both = rows + columns
             moved = d2 + noise_rows + noise_columns + self.noise(both) + self.noise(both, 1)
             if y is None:
-                moved.fill_diagonal_(0)
+                moved.diagonal(dim1=-2, dim2=-1).zero_()
             noise = moved.clamp(min=0) - d2
         return d2 + noise
 
+    def products(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        products = reference.inner_products(x, y)
+        with torch.no_grad():
+            sizes = reference.inner_products(x.abs(), None if y is None else y.abs())
+            noise = self.noise(sizes) + self.noise(sizes, 1)
+        return products + noise
+
     def factors(self, case: tolerance.Case) -> Tensor:
-        terms, z = case.kernel.terms(), torch.cat([case.x, case.y]).double()
-        factors = reference.resolve(terms, z)
+        terms, z = case.terms(), torch.cat([case.x, case.y]).double()
+        factors = tolerance.resolve(case)
         norm = (z - z.mean(0)).square().sum(1).mean().to(tolerance.compute_dtype(case.x.dtype))
         median = reference.median_squared_distance(z)
         moved = median / (median + self.noise(2 * norm)).clamp(min=median / 2)
-        return torch.where(torch.tensor(terms.units) == 2, factors * moved, factors)
+        return torch.where(torch.tensor(terms.units) == MEDIAN, factors * moved, factors)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
