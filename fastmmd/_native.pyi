@@ -3,39 +3,109 @@
 An address is the value of ``Tensor.data_ptr()``; 0 stands for "none". The caller owns every buffer
 and keeps it alive until the call returns. Calls release the GIL, and ``KeyboardInterrupt`` comes
 out of a long one.
+
+"Result type" is float64 for float64 points and float32 otherwise. A kernel is T terms, grouped into
+the factors of a product; factor l looks at ``widths[l]`` columns, and its terms have one geometry.
 """
 
 from collections.abc import Sequence
 
 def mmd2(
-    x: int,  # [n, d], any strides
-    y: int,  # [m, d], any strides
+    x: int,  # [batch, n, d], any strides
+    y: int,  # [batch, m, d]
     n: int,
     m: int,
-    d: int,
-    x_strides: Sequence[int],  # [2], in elements
+    x_strides: Sequence[int],  # of rows and columns, or of the batch before them; in elements
     y_strides: Sequence[int],
-    dtype: int,  # 0 float32, 1 float64, 2 float16, 3 bfloat16; result dtype: 1 for 1, else 0
-    x_weights: int,  # float64 [n], contiguous, not yet divided by their sum; 0 = uniform
-    y_weights: int,  # float64 [m]
-    families: Sequence[int],  # [T]: 0 Gaussian, 1 Laplacian, 2 Energy
+    batch: int,
+    dtype: int,  # 0 float32, 1 float64, 2 float16, 3 bfloat16
+    x_weights: int,  # float64 [batch, n], contiguous, not yet divided by their sum; 0 = uniform
+    y_weights: int,  # float64 [batch, m]
+    widths: Sequence[int],  # [factors], with sum d
+    factors: Sequence[int],  # [T]: the factor of each term, from 0 and never falling
+    families: Sequence[int],  # [T]: numbers of fastmmd.kernels
     scales: int,  # float64 [T]
     coefficients: int,  # float64 [T]
-    shapes: Sequence[float],  # [T]: a further real parameter of a family
-    units: Sequence[int],  # [T]: 0 fixed, 1 mean, 2 median of the pooled squared distances
-    unbiased: bool,
-    value: int,  # out, result dtype [1]
-    v_x: int,  # out, result dtype [n, d], contiguous; 0 = not wanted
-    v_y: int,  # out, result dtype [m, d]; 0 = not wanted
-    v_x_weights: int,  # out, float64 [n]; 0 = not wanted
-    v_y_weights: int,  # out, float64 [m]; 0 = not wanted
-    v_scales: int,  # out, float64 [T], the unit held fixed; both or neither with v_coefficients
-    v_coefficients: int,  # out, float64 [T]
-    resolved: int,  # out, float64 [T]: scales / unit, as used
+    shapes: Sequence[float],  # [2 T]: two further real parameters of each term
+    units: Sequence[int],  # [T]: numbers of fastmmd.kernels
+    estimator: int,  # number of fastmmd.checks
+    size: int,  # points of a block, or number of superdiagonals
+    value: int,  # out, result type [batch]
+    v_x: int,  # out, result type [batch, n, d], contiguous; 0 = not wanted
+    v_y: int,  # out, result type [batch, m, d]; 0 = not wanted
+    v_x_weights: int,  # out, float64 [batch, n]; 0 = not wanted
+    v_y_weights: int,  # out, float64 [batch, m]; 0 = not wanted
+    v_scales: int,  # out, float64 [batch, T], units held fixed; with v_coefficients or not at all
+    v_coefficients: int,  # out, float64 [batch, T]
+    resolved: int,  # out, float64 [batch, T]: scales / unit, as used
     workspace: int,  # mmd2_workspace(...) bytes, of any alignment
     threads: int,
 ) -> None: ...
-def mmd2_workspace(n: int, m: int, d: int, dtype: int, threads: int) -> int: ...
+def mmd2_workspace(
+    n: int,
+    m: int,
+    widths: Sequence[int],
+    batch: int,
+    dtype: int,
+    estimator: int,
+    size: int,
+    threads: int,
+    terms: int = ...,  # at most 128
+) -> int: ...
+def kernel_sum(
+    x: int,  # [n, d], any strides
+    y: int,  # [m, d]
+    n: int,
+    m: int,
+    x_strides: Sequence[int],  # [2], in elements
+    y_strides: Sequence[int],
+    dtype: int,
+    v: int,  # result type [m, p], contiguous
+    p: int,
+    widths: Sequence[int],
+    factors: Sequence[int],
+    families: Sequence[int],
+    scales: int,
+    coefficients: int,
+    shapes: Sequence[float],
+    units: Sequence[int],
+    out: int,  # out, result type [n, p]: K(x, y) v
+    resolved: int,  # out, float64 [T]
+    workspace: int,
+    threads: int,
+) -> None: ...
+def kernel_sum_workspace(
+    n: int, m: int, widths: Sequence[int], p: int, dtype: int, threads: int
+) -> int: ...
+def sign_forms(
+    x: int,  # [n, d], any strides
+    y: int,  # [m, d]
+    n: int,
+    m: int,
+    x_strides: Sequence[int],  # [2], in elements
+    y_strides: Sequence[int],
+    dtype: int,
+    widths: Sequence[int],
+    factors: Sequence[int],
+    families: Sequence[int],
+    scales: int,
+    coefficients: int,
+    shapes: Sequence[float],
+    units: Sequence[int],
+    scheme: int,  # 0 permutations, 1 wild bootstrap
+    seed: int,  # 64 bits, unsigned
+    count: int,
+    forms: int,  # out, float64 [count + 1]: v' K0 v
+    linear: int,  # out, float64 [count + 1]: v' K0 1
+    diagonal: int,  # out, float64 [count + 1]: v' kappa
+    totals: int,  # out, float64 [2]: 1' K0 1 and 1' kappa
+    resolved: int,  # out, float64 [T]
+    workspace: int,
+    threads: int,
+) -> None: ...
+def sign_forms_workspace(
+    n: int, m: int, widths: Sequence[int], count: int, dtype: int, threads: int
+) -> int: ...
 def instruction_set() -> str:
     """The one in use: "avx512", "avx2" or "baseline". ``FASTMMD_ISA`` names another at load."""
 

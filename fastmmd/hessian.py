@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import BIASED, BLOCK, CROSS, INCOMPLETE, LINEAR, UNBIASED
-from fastmmd.kernels import COSINE_SIMILARITY, GEOMETRY, RADIAL
+from fastmmd.terms import COSINE_SIMILARITY, GEOMETRY, RADIAL
 from fastmmd.reference import PROFILE_DERIVATIVES
 
 _BLOCK = 512  # points: a matrix of a block stays in cache
@@ -106,7 +106,7 @@ def hessian_product(
     grads = [_zeros_like(side) for side in sides]
     terms = torch.stack([factors, coefficients, dot_factors, dot_coefficients])
     v_terms = torch.zeros_like(terms[:2])
-    for block in _blocks(pairs, *(len(p) for p in points), points[0].device):
+    for block in _blocks(pairs, len(points[0]), len(points[1]), points[0].device):
         _add_block(sides, grads, block, pairs, terms, v_terms)
     v_points = []
     for p, dot_p, grad in zip(points, dot_points, grads, strict=True):

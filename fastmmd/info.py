@@ -23,7 +23,7 @@ def info() -> dict[str, str]:
         >>> list(info())[:2]
         ['fastmmd', 'instruction set']
     """
-    native = ops.native  # type: ignore[attr-defined]
+    native = ops.native
     build = native.build_info()
     available = ", ".join(native.instruction_sets())
     return {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from fastmmd.kernels import GEOMETRY, Terms
+from fastmmd.terms import GEOMETRY, Terms
 
 try:
     # After torch, whose libgomp it is to share.

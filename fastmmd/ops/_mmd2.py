@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmmd.checks import BIASED, is_plain
 from fastmmd.hessian import Pairs, hessian_product
-from fastmmd.kernels import FIXED, Terms
+from fastmmd.terms import FIXED, Terms
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
@@ -179,11 +179,11 @@ def _run(
     return value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients
 
 
-def _scaled(grad: Tensor, v: Tensor, like: Tensor, shared: bool) -> Tensor:
+def _scaled(grad: Tensor, v: Tensor, like: Tensor) -> Tensor:
     """What arrives at the value, times the gradient of the value."""
-    if grad.ndim:  # [B]
+    if grad.ndim:  # a batch
         v = grad.reshape(-1, *[1] * (v.ndim - 1)) * v
-        if shared:
+        if v.ndim > like.ndim:  # a parameter of the kernel, which all share
             v = v.sum(0)
     else:
         v = grad * v
@@ -220,8 +220,8 @@ class _ShortRoad(torch.autograd.Function):
             # This pass is to be differentiated: the operator ties the gradients to the inputs.
             gradients = with_gradients(inputs, ctx.constants, needs)[1:7]
         grads = [
-            _scaled(grad, v, t, i >= _PARAMETERS) if need else None
-            for i, (t, v, need) in enumerate(zip(inputs, gradients, needs, strict=True))
+            _scaled(grad, v, t) if need else None
+            for t, v, need in zip(inputs, gradients, needs, strict=True)
         ]
         return (*grads, None)
 
@@ -299,7 +299,7 @@ def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tupl
                     f"fastmmd.mmd2 was not told that {name} needs a gradient: where a call is"
                     f" traced or exported, {name} must require one then"
                 )
-            results[i] = _scaled(grad, gradients[i], inputs[i], i >= _PARAMETERS)
+            results[i] = _scaled(grad, gradients[i], inputs[i])
     tangents = [g if need else None for g, need in zip(grads[:6], ctx.needs, strict=True)]
     if any(g is not None for g in tangents):
         op: Any = torch.ops.fastmmd.mmd2_backward

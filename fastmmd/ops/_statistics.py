@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import RESOLVE, is_plain
-from fastmmd.kernels import GAUSSIAN, Terms
+from fastmmd.terms import GAUSSIAN, Terms
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
@@ -81,7 +81,8 @@ def _resolve(
 class SignForms(NamedTuple):
     """Forms of sign vectors v_b with the kernel matrix of the pooled sample.
 
-    K0 is that matrix without its diagonal kappa, r its row sums.
+    K0 is that matrix without its diagonal kappa, r its row sums. Of a kernel that is linear the
+    matrix is that of the points less their mean: no MMD feels the difference, and it loses less.
     """
 
     forms: Tensor  # v_b' K0 v_b, [count + 1], float64
@@ -220,10 +221,10 @@ def _sign_forms_cpu(
     scales, coefficients = doubles(scales), doubles(coefficients)
     dtype, threads = DTYPES[x.dtype], torch.get_num_threads()
     widths = widths or (d,)
-    outputs = [
+    forms, linear, diagonal, totals, resolved = (
         torch.empty(size, dtype=torch.float64, device=CPU)
         for size in (count + 1, count + 1, count + 1, 2, len(families))
-    ]
+    )
     scratch, _ = buffer(native.sign_forms_workspace(n, m, widths, count, dtype, threads))
     native.sign_forms(
         x.data_ptr(),
@@ -243,11 +244,15 @@ def _sign_forms_cpu(
         scheme,
         seed % (1 << 64),
         count,
-        *(t.data_ptr() for t in outputs),
+        forms.data_ptr(),
+        linear.data_ptr(),
+        diagonal.data_ptr(),
+        totals.data_ptr(),
+        resolved.data_ptr(),
         scratch.data_ptr(),
         threads,
     )
-    return tuple(outputs[:-1])
+    return forms, linear, diagonal, totals
 
 
 def _sign_forms_fake(*args: Any) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import CROSS, is_plain
-from fastmmd.kernels import FIXED, LINEAR, Terms
+from fastmmd.terms import FIXED, LINEAR, Terms
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
