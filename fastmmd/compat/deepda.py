@@ -1,13 +1,11 @@
 r"""Drop-ins for DeepDA (jindongwang/transferlearning) and the many copies of its losses.
 
-===========================================  ====================================
-in place of                                  write
-===========================================  ====================================
-``from loss_funcs.mmd import MMDLoss``       ``from fastmmd.compat.deepda import``
-``from loss_funcs.lmmd import LMMDLoss``     the same name
-``from mmd import MMD_loss``
-``from lmmd import LMMD_loss`` (DSAN)
-===========================================  ====================================
+``from fastmmd.compat.deepda import ...`` the same names, in place of
+
+- ``from loss_funcs.mmd import MMDLoss``
+- ``from loss_funcs.lmmd import LMMDLoss``
+- ``from mmd import MMD_loss``, a copy
+- ``from lmmd import LMMD_loss``, of DSAN
 
 Constructors, calls, values and first derivatives are those of the original, in memory linear in
 the batch. ``corrected=True`` mends what the class says it does wrong.
@@ -114,7 +112,7 @@ class MMDLoss(_Bank):
         >>> from fastmmd.compat.deepda import MMDLoss
         >>> source = torch.eye(4)
         >>> MMDLoss()(source, source + 1)
-        tensor(2.5279)
+        tensor(3.5506)
     """
 
     def __init__(

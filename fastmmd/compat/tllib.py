@@ -1,13 +1,11 @@
 r"""Drop-ins for TLlib, the Transfer Learning Library.
 
-=========================================================  ====================================
-in place of                                                write
-=========================================================  ====================================
-``from tllib.modules.kernels import GaussianKernel``       ``from fastmmd.compat.tllib import``
-``from tllib.alignment.dan import MultipleKernel...``      the same name
-``from tllib.alignment.jan import JointMultipleKernel...``
-``from tllib.alignment.coral import CorrelationAlign...``
-=========================================================  ====================================
+``from fastmmd.compat.tllib import ...`` the same names, in place of
+
+- ``from tllib.modules.kernels import GaussianKernel``
+- ``from tllib.alignment.dan import MultipleKernelMaximumMeanDiscrepancy``
+- ``from tllib.alignment.jan import JointMultipleKernelMaximumMeanDiscrepancy``
+- ``from tllib.alignment.coral import CorrelationAlignmentLoss``
 
 Constructors, calls, values and first derivatives are those of the original, in memory linear in
 the batch. ``corrected=True`` mends what the class says it does wrong.
@@ -268,7 +266,7 @@ class MultipleKernelMaximumMeanDiscrepancy(_Discrepancy):
         >>> loss = MultipleKernelMaximumMeanDiscrepancy([GaussianKernel(alpha=a) for a in (0.5, 2)])
         >>> z = torch.eye(4)
         >>> loss(z, z + 1)
-        tensor(1.2391)
+        tensor(1.7474)
     """
 
     def __init__(
@@ -319,7 +317,7 @@ class JointMultipleKernelMaximumMeanDiscrepancy(_Discrepancy):
         >>> loss = JointMultipleKernelMaximumMeanDiscrepancy(kernels, linear=False)
         >>> features, probabilities = torch.eye(4), torch.eye(4)[:, :2]
         >>> loss((features, probabilities), (features + 1, probabilities))
-        tensor(0.5998)
+        tensor(1.1790)
     """
 
     def __init__(
@@ -370,9 +368,9 @@ class CorrelationAlignmentLoss(nn.Module):
     Example:
         >>> import torch
         >>> from fastmmd.compat.tllib import CorrelationAlignmentLoss
-        >>> f = torch.eye(3)
-        >>> CorrelationAlignmentLoss()(f, f + 2)
-        tensor(4.)
+        >>> f = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+        >>> CorrelationAlignmentLoss()(f, 2 * f)  # (1 - 2)^2 / 2 + (2 - 8)^2 / 4
+        tensor(9.5000)
     """
 
     def __init__(self, *, corrected: bool = False) -> None:

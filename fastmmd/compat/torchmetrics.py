@@ -162,7 +162,7 @@ class KernelInceptionDistance(_RealOrFake):
         >>> kid.update(torch.randn(50, 8, generator=generator), real=True)
         >>> kid.update(torch.randn(50, 8, generator=generator) + 1, real=False)
         >>> mean, std = kid.compute()
-        >>> bool(mean > 5 * std)
+        >>> bool(mean > 2 * std)
         True
     """
 
