@@ -45,7 +45,7 @@ constexpr int num_families = 10;
 // What a family looks at: |x - y|^2, <x, y>, or <x, y> / (|x| |y|).
 enum class Geometry : int { radial = 0, dot = 1, cosine = 2 };
 
-constexpr Geometry geometry(Family family) {
+FASTMMD_INLINE constexpr Geometry geometry(Family family) {
   return family == Family::cosine       ? Geometry::cosine
          : family >= Family::polynomial ? Geometry::dot
                                         : Geometry::radial;
