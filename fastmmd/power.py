@@ -40,8 +40,8 @@ def mmd2_variance(x: Tensor, y: Tensor, kernel: Kernel | None = None) -> Tensor:
     where x and y are hard to tell apart. :func:`power_criterion` has a floor for that.
 
     Memory is O((n + m) d): all that is needed are sums of rows of the matrices of k and of k^2, of
-    which two passes are made. Differentiable in x, y, and the tensor bandwidths and weights of the
-    kernel, twice in eager mode.
+    which two passes are made, in float64 for all dtypes. Differentiable in x, y, and the tensor
+    bandwidths and weights of the kernel, twice in eager mode.
 
     Args:
         x: the first sample, [n, d], n >= 4, float16, bfloat16, float32 or float64.
@@ -157,15 +157,17 @@ def _estimates(x: Tensor, y: Tensor, kernel: Kernel | None) -> _Estimates:
             )
     terms = fixed_terms(x, y, as_kernel(kernel).terms_for(x, y))
     n, m = len(x), len(y)
-    z = torch.cat([x, y])
+    # In float64: the diagonal, which the sums of rows come with and is taken away from them, may be
+    # larger than all of the rest by far.
+    z = torch.cat([x, y]).double()
     # One column sums over x, the other over y.
-    v = torch.zeros(n + m, 2, dtype=_result_dtype(x), device=x.device)
+    v = torch.zeros(n + m, 2, dtype=torch.float64, device=x.device)
     v[:n, 0] = 1
     v[n:, 1] = 1
-    rows = ops.kernel_sum(z, z, v, terms).double()
+    rows = ops.kernel_sum(z, z, v, terms)
     twice = torch.cat([z, z], 1)
     width = x.shape[1]
-    squares = ops.kernel_sum(twice, twice, v, _squared(terms), (width, width)).double()
+    squares = ops.kernel_sum(twice, twice, v, _squared(terms), (width, width))
     own = _diagonal(z, terms)
 
     in_x = _Within(rows[:n, 0] - own[:n], squares[:n, 0].sum() - own[:n].square().sum())
@@ -239,8 +241,7 @@ def _squared(terms: Terms) -> Terms:
 
 
 def _diagonal(z: Tensor, terms: Terms) -> Tensor:
-    """k(z_i, z_i) of points [N, d], [N] in float64, for terms of fixed units."""
-    z = z.double()
+    """k(z_i, z_i) of points [N, d], [N], for terms of fixed units."""
     norms = z.square().sum(1)
     total = torch.zeros_like(norms)
     for t, family in enumerate(terms.families):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 import fastmmd as fm
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.*:DeprecationWarning")
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 KERNELS = {
     "mean": lambda: fm.Gaussian("mean"),

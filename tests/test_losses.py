@@ -45,6 +45,48 @@ def test_repr() -> None:
     )
 
 
+def test_repr_of_other_losses() -> None:
+    assert fm.MMDLoss(estimator="block", block_size=4).extra_repr() == (
+        "estimator='block', block_size=4"
+    )
+    assert repr(fm.JointMMDLoss([fm.Energy(), fm.Linear()], "incomplete", None, 5)) == (
+        "JointMMDLoss(\n  estimator='incomplete', num_superdiagonals=5\n  (kernels): ModuleList(\n"
+        "    (0): Energy()\n    (1): Linear()\n  )\n)"
+    )
+    assert repr(fm.EnergyDistanceLoss("linear")) == (
+        "EnergyDistanceLoss(\n  estimator='linear'\n  (kernel): Energy()\n)"
+    )
+    assert repr(fm.CORALLoss()) == "CORALLoss(scaling='deep_coral')"
+    assert repr(fm.CORALLoss(1.5, 2)) == "CORALLoss(scaling=1.5, mean_scaling=2)"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options"),
+    [
+        ("linear", {}),
+        ("block", {"block_size": 4}),
+        ("incomplete", {"num_superdiagonals": 3}),
+    ],
+)
+def test_passes_its_numbers_on(samples, estimator: str, options: dict[str, int]) -> None:
+    x, y = samples
+    expected = fm.mmd2(x, y, None, estimator, **options)
+    assert torch.equal(fm.MMDLoss(None, estimator, **options)(x, y), expected)
+    joint = fm.joint_mmd2((x, x), (y, y), None, estimator, **options)
+    assert torch.equal(fm.JointMMDLoss(None, estimator, **options)((x, x), (y, y)), joint)
+    expected = fm.energy_distance(x, y, estimator, **options)
+    assert torch.equal(fm.EnergyDistanceLoss(estimator, **options)(x, y), expected)
+
+
+def test_running_bandwidth_of_a_loss(samples) -> None:
+    x, y = (t.detach() for t in samples)
+    loss = fm.MMDLoss(fm.Gaussian(fm.RunningBandwidth("mean"), (1,)))
+    assert torch.allclose(loss(x, y), fm.mmd2(x, y, fm.Gaussian("mean", (1,))), rtol=1e-5)
+    loss.eval()
+    fixed = fm.Gaussian(float(loss.kernel.bandwidth.value / 2) ** 0.5, (1,))
+    assert torch.allclose(loss(3 * x, y), fm.mmd2(3 * x, y, fixed), rtol=1e-5)
+
+
 def test_state_dict(samples) -> None:
     loss = learnable()
     assert list(loss.state_dict()) == ["kernel.kernels.0.bandwidth"]

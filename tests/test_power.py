@@ -12,6 +12,8 @@ from torch import Tensor
 
 import fastmmd as fm
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.*:DeprecationWarning")
+
 KERNELS = {
     "gaussian": lambda: fm.Gaussian(2.0),
     "mean": lambda: fm.Gaussian("mean", (0.5, 1.3)),
@@ -48,6 +50,18 @@ def test_formula(name: str, dtype: torch.dtype) -> None:
             lambda t: fm.mmd2_variance(t["x"], t["y"], kernel),
             lambda t, n=n: oracles.variance(oracles.matrix(t["x"], t["y"], kernel), n),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["narrow", "steep"])
+def test_large_diagonal(name: str, dtype: torch.dtype) -> None:
+    # The diagonal, which is no part of the result, is far above all of the rest.
+    kernel = fm.Gaussian(0.3, (1,)) if name == "narrow" else fm.Polynomial(4, gamma=1.0)
+    oracles.hold(
+        lambda seed: make(seed, 13, 9, dtype=dtype),
+        lambda t: fm.mmd2_variance(t["x"], t["y"], kernel),
+        lambda t: oracles.variance(oracles.matrix(t["x"], t["y"], kernel), 13),
+    )
 
 
 def distinct(k: Tensor, n: int) -> Tensor:
