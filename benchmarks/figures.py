@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.results import Run, Spread, ratio
+from benchmarks.results import Row, Run, Spread, ratio
 
 # Times faster, value and gradients: (must, aim) by (n, d).
 FASTER = {
@@ -35,6 +35,23 @@ VALUE_ALONE_SIZE, VALUE_ALONE = (2048, 256), 0.45
 MEMORY_SIZE, MEMORY = (16384, 64), 4.0
 GROWTH_FROM, GROWTH = 4096, 4.3
 IMPORT = 1.1
+# Times faster in the family, by (subject, peer).
+FAMILY_FASTER = {
+    ("permutation test by index", "by index"): 100,
+    ("permutation test", "K @ V"): 1,
+    ("compat.deepda", "(2n, 2n, d) differences"): 400,
+    ("compat.tllib, five kernels", "one Gram matrix"): 6,
+    ("compat.pytorch_adapt, quadratic, five scales", "one Gram matrix"): 6,
+    ("compat.pytorch_adapt, as by default", "one Gram matrix"): 6,
+}
+TEST_MEMORY = 100  # MiB
+# What losses cost, by name, beside others: the bound.
+COSTS = {
+    ("JointMMDLoss with them", ("MMDLoss", "MMDLoss of probabilities")): 1.3,
+    ("JointMMDLoss", ("MMDLoss", "MMDLoss")): 1.3,
+    ("LocalMMDLoss, 31 classes", ("MMDLoss",)): 1.5,
+}
+DOUBLED, DOUBLED_FROM = 2.4, 65536
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,10 @@ class Figure:
 
 def figures(run: Run) -> list[Figure]:
     """All figures for which a run has the rows."""
-    makers = (_faster, _share_of_peak, _value_alone, _memory, _growth, _import)
+    makers = (
+        *(_faster, _share_of_peak, _value_alone, _memory, _growth),
+        *(_family_faster, _test_memory, _costs, _doubled, _import),
+    )
     return [figure for make in makers for figure in make(run)]
 
 
@@ -110,13 +130,10 @@ def _memory(run: Run) -> Iterator[Figure]:
         return
     peak, alone = row.info["peak_memory"], row.info["peak_memory_one_thread"]
 
-    def once(value: float) -> Spread:
-        return Spread(value, value, value, value)
-
     yield Figure(
         f"peak extra memory / samples, {MEMORY_SIZE}",
         "x",
-        once(peak / row.info["sample_bytes"]),
+        _once(peak / row.info["sample_bytes"]),
         MEMORY,
         smaller=True,
     )
@@ -125,10 +142,14 @@ def _memory(run: Run) -> Iterator[Figure]:
         yield Figure(
             f"memory of a further thread, {MEMORY_SIZE}",
             "MiB",
-            once((peak - alone) / (run.threads - 1) / 2**20),
+            _once((peak - alone) / (run.threads - 1) / 2**20),
             run.machine["l2_bytes"] / 2**20,
             smaller=True,
         )
+
+
+def _once(value: float) -> Spread:
+    return Spread(value, value, value, value)
 
 
 def _growth(run: Run) -> Iterator[Figure]:
@@ -137,6 +158,57 @@ def _growth(run: Run) -> Iterator[Figure]:
         asked = GROWTH if small.info["n"] >= GROWTH_FROM else None
         name = f"time, n = {small.info['n']} to {large.info['n']}, d = {small.info['d']}"
         yield Figure(name, "x", ratio(large, small), asked, smaller=True)
+
+
+def _where(row: Row) -> str:
+    return f"({row.info['n']}, {row.info['d']})"
+
+
+def _family_faster(run: Run) -> Iterator[Figure]:
+    for (subject, peer), asked in FAMILY_FASTER.items():
+        for other in run.select("family", subject=subject, peer=peer):
+            ours = run.find("family", subject=subject, peer="fastmmd", n=other.info["n"])
+            if ours:
+                name = f"{subject}, faster than {peer}, {_where(other)}"
+                must = None if run.quick else asked
+                yield Figure(name, "x", ratio(other, ours), must)
+
+
+def _test_memory(run: Run) -> Iterator[Figure]:
+    row = run.find("family", subject="permutation test", peer="fastmmd")
+    if row and row.info.get("peak_memory") is not None:
+        name = f"permutation test, peak extra memory, {_where(row)}"
+        peak = _once(row.info["peak_memory"] / 2**20)
+        yield Figure(name, "MiB", peak, TEST_MEMORY, smaller=True)
+
+
+def _costs(run: Run) -> Iterator[Figure]:
+    subjects = [r.info["subject"] for r in run.select("family", peer="MMDLoss")]
+    for subject in subjects:
+        for (name, parts), asked in COSTS.items():
+            row = run.find("family", subject=subject, peer=name)
+            others = [run.find("family", subject=subject, peer=part) for part in parts]
+            found = [other for other in others if other]
+            if row and len(found) == len(others):
+                beside = "the sum of two" if len(parts) > 1 else "MMDLoss"
+                full = f"{name} / {beside}, {_where(row)}"
+                yield Figure(full, "x", ratio(row, *found), asked, smaller=True)
+
+
+def _doubled(run: Run) -> Iterator[Figure]:
+    for estimator in ("linear", "block", "incomplete"):
+        subject = f"{estimator} estimator"
+        rows = list(run.select("family", subject=subject, peer="fastmmd"))
+        for small, large in pairwise(rows):
+            n, twice, d = small.info["n"], large.info["n"], small.info["d"]
+            asked = DOUBLED if n >= DOUBLED_FROM else None
+            name = f"time of the {subject}, n = {n} to {twice}, d = {d}"
+            yield Figure(name, "x", ratio(large, small), asked, smaller=True)
+        for ours in rows:
+            other = run.find("family", subject=subject, peer="row by row", n=ours.info["n"])
+            if other:
+                name = f"{subject}, faster than row by row, {_where(ours)}"
+                yield Figure(name, "x", ratio(other, ours))
 
 
 def _import(run: Run) -> Iterator[Figure]:

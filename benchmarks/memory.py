@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cells import Cell
+from benchmarks.contests import Contest, contests
 from benchmarks.machine import ROOT
 from benchmarks.peers import PEERS, run
 
@@ -30,20 +31,35 @@ RESET_MARK = "5"
 
 def of_peers(cell: Cell, lanes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
     """Peak bytes of each (peer, mode) in a cell; None where the system keeps no such mark."""
-    request = json.dumps([cell.n, cell.d, cell.threads, list(lanes)])
+    peaks = _elsewhere(["cell", cell.n, cell.d, cell.threads, list(lanes)])
+    return dict(zip(lanes, peaks, strict=True))
+
+
+def of_contest(contest: Contest, quick: bool) -> dict[str, int | None]:
+    """Peak bytes of the contestants that ask for it; None where the system keeps no such mark."""
+    names = [c.id for c in contest.contestants if c.remember]
+    if not names:
+        return {}
+    peaks = _elsewhere(["contest", contest.id, contest.threads, quick])
+    return dict(zip(names, peaks, strict=True))
+
+
+def _elsewhere(request: list[object]) -> list[int | None]:
+    """The answer of a new process."""
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": str(MAPPED),
         "MALLOC_TRIM_THRESHOLD_": str(MAPPED),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", request],
+        [sys.executable, "-m", "benchmarks.memory", json.dumps(request)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return dict(zip(lanes, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    peaks: list[int | None] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
 
 
 def _status(field: str) -> int:
@@ -67,8 +83,7 @@ def _of_call(call: Callable[[], object]) -> int | None:
     return max(0, peak - before)
 
 
-def _main(request: str) -> None:
-    n, d, threads, lanes = json.loads(request)
+def _measured_peers(n: int, d: int, threads: int, lanes: list[tuple[str, str]]) -> list[int | None]:
     cell = Cell(n, d, threads)
     torch.set_num_threads(threads)
     x, y = cell.samples()
@@ -79,8 +94,22 @@ def _main(request: str) -> None:
         # Libraries are loaded and threads started before; a compiled function is compiled.
         run(objective, *(few if PEERS[name].eager else (x, y)), mode)
         measured.append(_of_call(partial(run, objective, x, y, mode)))
-    print(json.dumps(measured))
+    return measured
+
+
+def _measured_contest(name: str, threads: int, quick: bool) -> list[int | None]:
+    contest = next(c for c in contests(threads, quick) if c.id == name)
+    torch.set_num_threads(threads)
+    measured = []
+    for contestant in contest.contestants:
+        if contestant.remember:
+            lane = contestant.prepare()
+            lane.call()
+            measured.append(_of_call(lane.call))
+    return measured
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    what, *arguments = json.loads(sys.argv[1])
+    measure = _measured_contest if what == "contest" else _measured_peers
+    print(json.dumps(measure(*arguments)))

@@ -64,6 +64,9 @@ def markdown(run: Run) -> str:
         parts.append(
             f"### Largest relative error of a gradient, against float64\n\n{_errors(rows)}"
         )
+    rows = list(run.select("family"))
+    if rows:
+        parts.append(f"### The family: value and gradients, or one test\n\n{_family(rows)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -159,6 +162,26 @@ def _times(rows: Sequence[Row]) -> str:
         return _milliseconds(row.median) + memory
 
     return _grid(rows, show)
+
+
+def _family(rows: Sequence[Row]) -> str:
+    header = ("what", "by what", "n = m", "d", "milliseconds", "MiB at peak", "largest error")
+    ruler = ("---", "---", *["---:"] * 5)
+    cells = []
+    for row in rows:
+        peak = row.info.get("peak_memory")
+        cells.append(
+            (
+                row.info["subject"],
+                row.info["peer"],
+                str(row.info["n"]),
+                row.info["d"],
+                _milliseconds(row.median),
+                "" if peak is None else _number(peak / 2**20, ""),
+                f"{max(row.info['error'].values()):.1e}",
+            )
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ruler, *cells))
 
 
 def _errors(rows: Sequence[Row]) -> str:

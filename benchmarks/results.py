@@ -30,7 +30,7 @@ def spread(values: list[float], best: float) -> Spread:
 class Row:
     """One lane: all that was recorded of it."""
 
-    kind: str  # compare, limit, growth or import
+    kind: str  # compare, limit, growth, family or import
     info: dict[str, Any]
     seconds: list[float]
 
@@ -47,10 +47,12 @@ class Row:
         return self.info["n"], self.info["d"]
 
 
-def ratio(numerator: Row, denominator: Row) -> Spread:
-    """How often the time of one lane goes into that of another, within rounds."""
-    pairs = zip(numerator.seconds, denominator.seconds, strict=True)
-    return spread([a / b for a, b in pairs], numerator.least / denominator.least)
+def ratio(numerator: Row, *denominators: Row) -> Spread:
+    """The time of a lane over that of another, or of several together, within rounds."""
+    sums = map(sum, zip(*(row.seconds for row in denominators), strict=True))
+    pairs = zip(numerator.seconds, sums, strict=True)
+    least = sum(row.least for row in denominators)
+    return spread([a / b for a, b in pairs], numerator.least / least)
 
 
 class Run:

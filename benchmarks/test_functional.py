@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -12,24 +11,11 @@ import torch
 
 from benchmarks import memory
 from benchmarks.cells import MODES, Cell, comparisons, doublings, near_the_limit
-from benchmarks.interleave import Rounds, interleave, replay
+from benchmarks.interleave import interleave, replay
 from benchmarks.machine import Disturbance, native
+from benchmarks.measured import Measured
 from benchmarks.peers import PEERS, errors, exact, run, taking_part
 from benchmarks.session import SESSION, Session, running
-
-
-@dataclass
-class Measured:
-    """The rounds of a set of lanes, and what else is known of each lane."""
-
-    group: str
-    rounds: Rounds
-    info: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def record(self, benchmark: Any, lane: str) -> None:
-        benchmark.group = self.group
-        benchmark.extra_info |= self.info[lane]
-        replay.record(benchmark, self.rounds.seconds[lane], self.rounds.calls[lane])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
