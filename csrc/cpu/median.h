@@ -32,11 +32,11 @@ class Median {
   static constexpr int64_t capacity = int64_t(sizeof(int64_t)) * bins / int64_t(sizeof(T));
 
   // Over the rows of the first `blocks` blocks; `all`: over all pairs, (i, i) among them. Every
-  // rank of the team calls this and gets the answer; NaN if any distance is NaN.
+  // rank of the team calls this, and any may ask for the answer then; NaN if any distance is NaN.
   template <class BlockAt, class CountsAt>
-  double run(Team& team, int rank, const TileKernels<T>& kernels, const Plan<T>& plan,
-             const Factor<T>& factor, int64_t blocks, bool all, const Scratch<T>& scratch,
-             const BlockAt& block_at, const CountsAt& counts_at) {
+  void run(Team& team, int rank, const TileKernels<T>& kernels, const Plan<T>& plan,
+           const Factor<T>& factor, int64_t blocks, bool all, const Scratch<T>& scratch,
+           const BlockAt& block_at, const CountsAt& counts_at) {
     if (rank == 0) start(blocks, all, block_at, counts_at(0));
     team.barrier();
     while (!done_) {
@@ -81,8 +81,9 @@ class Median {
       }
       team.barrier();
     }
-    return answer_;
   }
+
+  double answer() const { return answer_; }
 
  private:
   static Key bits(T D) {

@@ -226,10 +226,9 @@ class FactorPoints {
     for (Unit unit : {Unit::median, Unit::x_median}) {
       if (!wants(unit)) continue;
       const bool all = unit == Unit::x_median;
-      const double found = median_[all].run(
+      median_[all].run(
           team, rank, tile_kernels<T>(), plan, factor, all ? layout_->blocks(0) : layout_->blocks(),
           all, scratch, [this](int64_t b) { return layout_->at(b); }, counts_at);
-      if (rank == 0) medians_[all] = found;
     }
   }
 
@@ -238,8 +237,8 @@ class FactorPoints {
     switch (unit) {
       case Unit::fixed: return std::ldexp(1.0, -2 * exponent_of_statistic());
       case Unit::mean: return mean_distance();
-      case Unit::median: return medians_[0];
-      case Unit::x_median: return medians_[1];
+      case Unit::median: return median_[0].answer();
+      case Unit::x_median: return median_[1].answer();
       case Unit::width: return double(factor.d) * std::ldexp(1.0, -2 * exponent_of_statistic());
     }
     return 0;
@@ -276,7 +275,6 @@ class FactorPoints {
   int64_t chunks_[2];
   double *mean_, *origin_, *partial_;
   int64_t* largest_;
-  double medians_[2] = {};
   Median<T> median_[2];
   Phase reading_, summing_, centering_;
 };
