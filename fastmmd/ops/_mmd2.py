@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fastmmd.checks import BIASED, is_plain
 from fastmmd.hessian import Pairs, hessian_product
-from fastmmd.terms import FIXED, Terms
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
@@ -33,6 +32,7 @@ from fastmmd.ops._core import (
     third_order,
     transforms_active,
 )
+from fastmmd.terms import FIXED, Terms
 
 # The differentiable arguments of both operators, in order, absent weights as None.
 _Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
@@ -79,6 +79,8 @@ def mmd2(
     plain = is_plain(*inputs)
     summands = cut(terms, plain)
     if summands is not None:  # the MMD is linear in the kernel
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x, y = x.float(), y.float()  # so that the gradients are rounded once, when added up
         values = [mmd2(x, y, x_weights, y_weights, t, estimator, size, widths) for t in summands]
         return torch.stack(values).sum(0)
     constants = (families, shapes, units, factors, widths or (), estimator, size)
