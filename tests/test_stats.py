@@ -44,26 +44,22 @@ def _two_threads() -> Iterator[None]:
 def labellings(n: int, m: int, method: str, seed: int, count: int) -> Tensor:
     """The sign vectors v [count + 1, n + m] that a seed stands for, found from outside.
 
-    One feature, and kernel values k(z_i, z_i) that are powers of 4: the sum of those with a label
-    names the labels, as digits do.
+    One feature, and kernel values k(z_i, z_i) = z_i^4 that are powers of 2: the sum of those with a
+    label names the labels, as digits do.
     """
     assert n + m <= 24
-    powers = 2.0 ** torch.arange(n + m, dtype=torch.float64)[:, None]
-    squares = powers[:, 0] ** 2
-    terms = fm.Linear().terms()
+    powers = 2.0 ** torch.arange(n + m, dtype=torch.float64)
+    z = powers[:, None] ** 0.25
+    terms = fm.Polynomial(2, gamma=1.0, coef0=0.0).terms()
     if method == "permutation":
-        forms = ops.sign_forms(powers[:n], powers[n:], terms, 0, seed, count)
-        sums = (n * m * forms.diagonal + n * squares.sum()) / (n + m)
-        sums = torch.round(sums)
-        of_x = (torch.floor(sums[:, None] / squares) % 4 == 1).double()
-        assert bool((of_x @ squares == sums).all())
+        forms = ops.sign_forms(z[:n], z[n:], terms, 0, seed, count)
+        sums = torch.round((n * m * forms.diagonal + n * powers.sum()) / (n + m))
+        of_x = (torch.floor(sums[:, None] / powers) % 2).double()
         assert bool((of_x.sum(1) == n).all())
         return of_x / n - (1 - of_x) / m
-    forms = ops.sign_forms(powers[:n], torch.zeros_like(powers[:n]), terms, 1, seed, count)
-    sums = torch.round((forms.diagonal * n + squares[:n].sum()) / 2)
-    positive = (torch.floor(sums[:, None] / squares[:n]) % 4 == 1).double()
-    assert bool((positive @ squares[:n] == sums).all())
-    signs = 2 * positive - 1
+    forms = ops.sign_forms(z[:n], torch.zeros_like(z[:n]), terms, 1, seed, count)
+    sums = torch.round((forms.diagonal * n + powers[:n].sum()) / 2)
+    signs = 2 * (torch.floor(sums[:, None] / powers[:n]) % 2).double() - 1
     return torch.cat([signs, -signs], 1) / n
 
 
@@ -104,7 +100,10 @@ def gram(z: Tensor, kernel: fm.Kernel, x: Tensor, y: Tensor) -> Tensor:
     terms = kernel.terms()
     factors = fm.reference.resolve(terms, x.double(), y.double())
     terms = terms._replace(scales=factors, units=(0,) * len(terms.units))
-    return fm.reference.kernel_sum(z, z, torch.eye(len(z), dtype=z.dtype), terms)
+    distances = fm.reference.direct_squared_distances  # 0 on the diagonal
+    return fm.reference.kernel_sum(
+        z, z, torch.eye(len(z), dtype=z.dtype), terms, distances=distances
+    )
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -155,8 +154,8 @@ def points(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 @pytest.mark.parametrize("method", ["permutation", "wild_bootstrap"])
 def test_labellings_differ_and_are_fair(method: str) -> None:
     v = labellings(10, 10, method, 1, 2000)
-    assert torch.equal(v[0], torch.cat([torch.full((10,), 0.1), torch.full((10,), -0.1)]).double())
-    assert len({tuple(row) for row in v.tolist()}) > 900  # of at most 1024 wild ones
+    assert v[0].tolist() == [0.1] * 10 + [-0.1] * 10
+    assert len({tuple(row) for row in v.tolist()}) > 800  # of the 1024 wild ones 880 are expected
     # Each point has each label half of the time: six standard deviations of a mean of 2000 signs.
     assert float((10 * v[1:]).mean(0).abs().max()) < 6 / math.sqrt(2000)
 
@@ -544,16 +543,21 @@ DRAWS = 500
 
 
 def rejections(
-    test: Callable[[Tensor, Tensor, int], bool], n: int, m: int, shift: float = 0.0
+    test: Callable[[Tensor, Tensor, int], bool],
+    n: int,
+    m: int,
+    shift: float = 0.0,
+    draws: int = DRAWS,
 ) -> float:
     """How often the test rejects, in percent of the draws."""
+    torch.set_num_threads(1)  # for so few points
     generator = torch.Generator().manual_seed(12345)
     count = 0
-    for draw in range(DRAWS):
+    for draw in range(draws):
         x = torch.randn(n, 2, generator=generator)
         y = torch.randn(m, 2, generator=generator) + shift
         count += test(x, y, draw)
-    return 100 * count / DRAWS
+    return 100 * count / draws
 
 
 @pytest.mark.parametrize(
@@ -581,7 +585,7 @@ def test_level_and_power_of_the_aggregated_test(method: str) -> None:
         ).reject
 
     assert 3 <= rejections(test, 25, 25) <= 7.5
-    assert rejections(test, 25, 25, shift=1.0) >= 75
+    assert rejections(test, 25, 25, shift=1.0, draws=50) >= 75
 
 
 def test_aggregation_finds_what_one_bandwidth_misses() -> None:

@@ -77,10 +77,11 @@ def _rounding(forms: ops.SignForms, n: int, m: int, dtype: torch.dtype) -> float
     """A bound on the difference between two statistics that are equal but for rounding.
 
     The terms of the double sum are rounded independently of each other, so that the error is to
-    the sum of their magnitudes about as eps to the number of rows that carry it: the smaller sample
-    where the sizes differ much. Sums within a tile, which are of the compute precision, multiply it
-    by less than the factor here. The spread of the null distribution shrinks with the smaller
-    sample as well, and is larger than this bound by three orders of magnitude or more.
+    the sum of their magnitudes S about as eps to the number of rows that carry it: the smaller
+    sample where the sizes differ much. Under the labels as given, sums within a tile are of one
+    sign, and where their terms repeat, as in discrete data, so do their errors, to a few eps S in
+    all. The spread of the null distribution shrinks with the smaller sample; up to thousands of
+    points it is hundreds of times this bound, and beyond, the bound errs on the safe side.
     """
     total = n + m
     q, r = float(forms.forms[0]), float(forms.linear[0])
@@ -91,4 +92,4 @@ def _rounding(forms: ops.SignForms, n: int, m: int, dtype: torch.dtype) -> float
     largest = 2 * abs((m - n) * float(forms.diagonal[0]) + 2 * forms.trace) / total
     magnitude = max(abs(s_xx) + abs(s_yy) + 2 * abs(s_xy), largest)
     eps = 2.0**-52 if dtype == torch.float64 else 2.0**-23
-    return 256 * eps * magnitude / min(n, m)
+    return (256 / min(n, m) + 8) * eps * magnitude
