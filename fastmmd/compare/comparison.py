@@ -342,20 +342,27 @@ def _features(table: Table, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> list[Fe
     found = []
     for column, label in enumerate(table.labels):
         x, y = (sample[:, column].astype(np.float64) for sample in (a, b))
-        mean_a, mean_b, s_a, s_b = x.mean(), y.mean(), x.std(ddof=1), y.std(ddof=1)
+        (mean_a, s_a), (mean_b, s_b) = _moments(x), _moments(y)
         within = np.sqrt(((len(x) - 1) * s_a**2 + (len(y) - 1) * s_b**2) / (len(x) + len(y) - 2))
         found.append(
             Feature(
                 name=label,
                 column=column,
                 difference=energy_coefficient(x, y),
-                mean_a=float(mean_a),
-                mean_b=float(mean_b),
+                mean_a=mean_a,
+                mean_b=mean_b,
                 shift=_ratio(mean_b - mean_a, within),
                 spread=_ratio(s_b, s_a),
             )
         )
     return sorted(found, key=lambda feature: -feature.difference)
+
+
+def _moments(x: npt.NDArray[Any]) -> tuple[float, float]:
+    """Mean and standard deviation, exact for a constant."""
+    if np.ptp(x) == 0:
+        return float(x[0]), 0.0
+    return float(x.mean()), float(x.std(ddof=1))
 
 
 def _ratio(a: float, b: float) -> float:

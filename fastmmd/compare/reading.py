@@ -8,7 +8,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,8 +69,8 @@ def read(path: str, key: str | None = None, columns: Sequence[str] | None = None
     """
     suffix = Path(path).suffix.lower()
     readers = {
-        ".npy": lambda: _from_array(path, _load(path), columns),
-        ".npz": lambda: _from_array(path, _load_npz(path, key), columns),
+        ".npy": lambda: _read_npy(path, columns),
+        ".npz": lambda: _read_npz(path, key, columns),
         ".csv": lambda: _read_csv(path, columns),
         ".tsv": lambda: _read_csv(path, columns, "\t"),
         ".parquet": lambda: _read_parquet(path, columns),
@@ -160,38 +160,41 @@ def _named(label: str) -> str:
 # --- NumPy ---------------------------------------------------------------------------------------
 
 
-def _load(path: str) -> Any:
+def _read_npy(path: str, columns: Sequence[str] | None) -> Table:
+    with open(path, "rb") as file:
+        return _from_array(path, _load(path, file), columns)
+
+
+def _read_npz(path: str, key: str | None, columns: Sequence[str] | None) -> Table:
+    # The file is opened here, as a damaged one would be left open by NumPy.
+    with open(path, "rb") as file:
+        archive = _load(path, file)
+        if isinstance(archive, np.ndarray):  # an .npy file under another name
+            return _from_array(path, archive, columns)
+        with archive:
+            keys = list(archive.files)
+            if not keys:
+                raise InputError(f"{path}: is empty")
+            if key is None and len(keys) > 1:
+                raise InputError(f"{path}: has several arrays, {_some(keys)}: --key names one")
+            key = keys[0] if key is None else key
+            if key not in keys:
+                raise InputError(f"{path}: has no array {key!r}; it has {_some(keys)}")
+            return _from_array(path, _loaded(path, lambda: archive[key]), columns)
+
+
+def _load(path: str, file: Any) -> Any:
+    return _loaded(path, lambda: np.load(file, allow_pickle=False))
+
+
+def _loaded(path: str, load: Callable[[], Any]) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        return load()
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
-        if "allow_pickle" in str(error) and Path(path).suffix == ".npy":
-            with open(path, "rb") as file:
-                if file.read(6) == b"\x93NUMPY":
-                    raise InputError(f"{path}: holds Python objects or text, not numbers") from None
+        # Said of objects, but also of any file that does not begin as one of NumPy's.
+        if str(error).startswith("Object arrays"):
+            raise InputError(f"{path}: holds Python objects or text, not numbers") from None
         raise InputError(f"{path}: is no NumPy file, or is damaged") from error
-
-
-def _load_npz(path: str, key: str | None) -> Any:
-    archive = _load(path)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        return archive  # an .npy file under another name
-    with archive:
-        keys = list(archive.files)
-        if not keys:
-            raise InputError(f"{path}: is empty")
-        if key is None and len(keys) > 1:
-            raise InputError(f"{path}: has several arrays, {_some(keys)}: --key names one")
-        key = keys[0] if key is None else key
-        if key not in keys:
-            raise InputError(f"{path}: has no array {key!r}; it has {_some(keys)}")
-        try:
-            return archive[key]
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            if "allow_pickle" in str(error):
-                raise InputError(
-                    f"{path}: array {key!r} holds Python objects or text, not numbers"
-                ) from None
-            raise InputError(f"{path}: array {key!r} is damaged") from error
 
 
 def _from_array(path: str, array: Any, columns: Sequence[str] | None) -> Table:
@@ -283,28 +286,27 @@ def _numbers(
     names: Sequence[str] | None,
 ) -> npt.NDArray[Any]:
     """The cells of these columns as float64; rows of another width or with text are errors."""
-    lines = 0
-
-    def counted(file: Any) -> Iterator[str]:
-        nonlocal lines
-        for line in itertools.islice(file, int(has_header), None):
-            lines += 1
-            yield line
-
+    values = None
     try:
-        with open(path, encoding="utf-8-sig", newline=None) as file:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = itertools.islice(_nonempty(file), int(has_header), None)
+            first = next(lines, None)
+            if first is None:
+                return np.empty((0, len(picked)))
             # The common case, at the speed of C.
             values = np.loadtxt(
-                counted(_nonempty(file)),
+                itertools.chain([first], lines),
                 delimiter=None if delimiter == " " else delimiter,
                 comments=None,
                 quotechar='"',
                 ndmin=2,
                 dtype=np.float64,
             )
+    except UnicodeDecodeError:
+        raise
     except ValueError:
-        values = None
-    if values is not None and lines and values.shape[1] == width:
+        pass
+    if values is not None and values.shape[1] == width:
         return values[:, picked] if picked != list(range(width)) else values
     # Slower: text in columns that are not wanted, empty cells, or a mistake to be named.
     rows = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
@@ -170,13 +169,14 @@ def _rich(comparison: Comparison, top: int, written: str) -> None:
 
     console = Console(highlight=False)
     style = "bold red" if comparison.different else "bold green"
-    pairs: list[tuple[str, Any]] = [*_heading(comparison), *facts(comparison)]
-    head = Table.grid(padding=(0, 2))
+    pairs = _heading(comparison) + facts(comparison)
+    width = max(len(name) for name, _ in pairs) + 2
     for name, value in pairs:
-        head.add_row(Text(name, style="dim"), Text(value, style=style if name == "verdict" else ""))
-    console.print(head)
+        value_style = style if name == "verdict" else ""
+        line = Text.assemble((f"{name:<{width}}", "dim"), (value, value_style))
+        console.print(line, soft_wrap=True)
     for note in comparison.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     for grid in tables(comparison, top):
         console.print()
         console.print(Text(grid.title, style="bold"))
