@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import BIASED, BLOCK, CROSS, INCOMPLETE, LINEAR, UNBIASED
-from fastmmd.terms import COSINE_SIMILARITY, GEOMETRY, RADIAL
 from fastmmd.reference import PROFILE_DERIVATIVES
+from fastmmd.terms import COSINE_SIMILARITY, GEOMETRY, RADIAL
 
 _BLOCK = 512  # points: a matrix of a block stays in cache
 _LEAST_BLOCK = 64  # points, where few pairs are counted: a block costs as much as one of this size

@@ -6,41 +6,96 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tolerance import DTYPES, Case, differentiate, make_case
+from tolerance import (
+    DTYPES,
+    ESTIMATORS,
+    FAMILIES,
+    Case,
+    differentiate,
+    make_case,
+    make_kernel,
+)
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastmmd as fm
 from fastmmd import ops
+from fastmmd.ops._core import no_cuda, parts
 
 # Torch warns of its own modules as it loads them.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.*:DeprecationWarning")
 
 
-def arguments(case: Case, needs: bool | list[bool] = True) -> tuple[object, ...]:
+def arguments(case: Case, needs: bool | list[bool] = True) -> tuple[Any, ...]:
     """A case as the operator takes it."""
-    t = case.kernel.terms()
-    constants = list(t.families), list(t.shapes), list(t.units), case.estimator == "unbiased"
+    t = case.terms()
+    constants = t.families, t.shapes, t.units, t.factors, case.widths or ()
     inputs = (case.x, case.y, case.x_weights, case.y_weights, t.scales, t.coefficients)
     if isinstance(needs, bool):
         needs = [needs and i is not None for i in inputs]
-    return (*inputs, *constants, needs)
+    return (*inputs, *map(list, constants), case.number(), case.size(), needs)
 
 
-def registered(*case) -> Tensor:
+def registered(*case: Any, **options: int) -> Tensor:
     """mmd2 by the registered operator."""
-    return torch.ops.fastmmd.mmd2(*arguments(Case(*case)))[0]
+    return torch.ops.fastmmd.mmd2(*arguments(Case(*case, options=options)))[0]
+
+
+def batch_of(kernel: str, sizes: tuple[int, int, int, int], **options: Any) -> list[Case]:
+    """Cases that differ in their numbers, with one kernel."""
+    first, *others = (make_case(seed, *sizes[1:], kernel, **options) for seed in range(sizes[0]))
+    return [first, *(replace(case, kernel=first.kernel) for case in others)]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of the native core, by name, as they are made."""
+    made: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any) -> None:
+            made.append(name)
+            function(*args)
+
+        return call
+
+    for name in ("mmd2", "kernel_sum", "sign_forms"):
+        monkeypatch.setattr(ops.native, name, counted(name, getattr(ops.native, name)))
+    return made
+
+
+def two_way(function: Any, inputs: list[Tensor], incoming: Tensor) -> list[Tensor]:
+    """A value, its gradients, and the gradients of a linear form of those."""
+    value = function(*inputs)
+    first = torch.autograd.grad(value, inputs, incoming, create_graph=True)
+    generator = torch.Generator("cpu").manual_seed(5)
+    form = sum(
+        (torch.randn(g.shape, generator=generator, device="cpu").to(g) * g).sum() for g in first
+    )
+    second = torch.autograd.grad(form, inputs, allow_unused=True)
+    return [t.detach() for t in (value, *first, *second) if t is not None]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kernel", ["gaussian", "median", "sum"])
+@pytest.mark.parametrize("kernel", ["gaussian", "median", "polynomial"])
 def test_both_roads_give_the_same_bits(kernel: str, weighted: bool, dtype: torch.dtype) -> None:
-    case = make_case(0, 40, 33, 17, kernel, "unbiased", dtype, weighted)
+    check_both_roads(make_case(0, 40, 33, 17, kernel, "unbiased", dtype, weighted))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", FAMILIES)
+def test_both_roads_of_families_and_estimators(kernel: str, estimator: str) -> None:
+    check_both_roads(make_case(0, 40, 33, 17, kernel, estimator))
+
+
+def check_both_roads(case: Case) -> None:
     short, long = differentiate(case, fm.mmd2), differentiate(case, registered)
     assert short.keys() == long.keys()
     for name, result in short.items():
@@ -66,13 +121,234 @@ def test_which_road() -> None:
     assert torch.equal(gradient, torch.autograd.grad(fm.mmd2(x, y), x)[0])
 
 
+def strangers(t: Tensor) -> list[Tensor]:
+    """The same numbers at other addresses: not contiguous, and last in a larger tensor."""
+    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), torch.nan, dtype=t.dtype)
+    wide[..., ::2] = t
+    padded = torch.full((t.shape[0] + 3, *t.shape[1:]), torch.nan, dtype=t.dtype)
+    padded[3:] = t
+    return [wide[..., ::2], t.mT.contiguous().mT, padded[3:]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strides(dtype: torch.dtype) -> None:
+    cases = batch_of("bank", (3, 12, 9, 5), dtype=dtype)
+    x, y = (torch.stack([getattr(case, name) for case in cases]) for name in ("x", "y"))
+    terms = cases[0].terms()
+    v = torch.randn(9, 2).to(ops.kernel_sum(x[0], y[0], torch.ones(9, 2), terms))
+    single = ops.mmd2(x[0], y[0], None, None, terms)
+    several = ops.mmd2(x, y, None, None, terms)
+    sums = ops.kernel_sum(x[0], y[0], v, terms)
+    forms = ops.sign_forms(x[0], y[0], terms, ops.PERMUTATION, 3, 4)
+    for i in range(3):
+        a, b = strangers(x[0])[i], strangers(y[0])[i]
+        assert torch.equal(ops.mmd2(a, b, None, None, terms), single)
+        assert torch.equal(ops.kernel_sum(a, b, strangers(v)[i], terms), sums)
+        assert torch.equal(ops.sign_forms(a, b, terms, ops.PERMUTATION, 3, 4).forms, forms.forms)
+        a, b = strangers(x)[i], strangers(y)[i]
+        assert torch.equal(ops.mmd2(a, b, None, None, terms), several)
+    same = ops.mmd2(x[0].expand(3, -1, -1), y[0].expand(3, -1, -1), None, None, terms)
+    assert torch.equal(same, single.expand(3))
+    # strides are never negative in torch, but a minus sign may be pending
+    minus = torch.complex(torch.zeros_like(x[0].double()), -x[0].double()).conj().imag
+    assert minus.is_neg()
+    assert torch.equal(
+        ops.mmd2(minus, y[0].double(), None, None, terms),
+        ops.mmd2(x[0].double(), y[0].double(), None, None, terms),
+    )
+
+
+def test_default_device() -> None:
+    case = make_case(0, 12, 9, 5, "mean", dtype=torch.float64, weighted=True)
+    terms, v = case.terms(), torch.randn(9, 2, dtype=torch.float64)
+    tensors = [case.x.requires_grad_(), case.y]
+    expected = differentiate(case, fm.mmd2)
+    torch.set_default_device("meta")
+    try:
+        results = differentiate(case, fm.mmd2)
+        second = two_way(lambda x: fm.mmd2(x, case.y), tensors[:1], case.x.new_ones(()))
+        sums = ops.kernel_sum(*tensors, v, terms)
+        (gradient,) = torch.autograd.grad(sums.sum(), case.x)
+        forms = ops.sign_forms(*tensors, terms, ops.WILD - 1, 3, 4)
+        resolved = ops.resolve(*tensors, terms)
+    finally:
+        torch.set_default_device(None)
+    for name, result in results.items():
+        assert torch.equal(result, expected[name])
+    for t in (*second, sums, gradient, forms.forms, resolved):
+        assert t.device.type == "cpu"
+
+
+def test_autocast_and_scaler() -> None:
+    """Under autocast the points are taken as they are, and no operator of ours becomes half."""
+    case = make_case(0, 12, 9, 5, "bank")
+    x, terms, v = case.x.requires_grad_(), case.terms(), torch.randn(9, 2)
+    weight = torch.eye(5).requires_grad_()
+
+    def run() -> list[Tensor]:
+        value = ops.mmd2(x, case.y, None, None, terms) + ops.kernel_sum(x, case.y, v, terms).sum()
+        (first,) = torch.autograd.grad(value, x, create_graph=True)
+        return [value, first, *torch.autograd.grad(first.square().sum(), x)]
+
+    expected = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+        features = x @ weight
+        assert features.dtype == torch.bfloat16
+        value = ops.mmd2(features, case.y.bfloat16(), None, None, terms)
+    assert value.dtype == torch.float32
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler.scale(value).backward()
+    scaled = weight.grad.clone()
+    assert scaled.isfinite().all()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(weight.detach(), torch.eye(5) - 0.1 * scaled / 2.0**16)
+
+
+def test_half_gradients_are_scaled_before_they_are_rounded() -> None:
+    case = make_case(0, 500, 400, 3, fm.Gaussian(30.0), dtype=torch.float16)
+    terms, v = case.terms(), torch.full((400, 1), 1e-6)
+    factor = 2.0**16
+
+    def gradient(dtype: torch.dtype, run: Any, factor: float) -> Tensor:
+        x = case.x.to(dtype).requires_grad_()
+        return torch.autograd.grad(run(x, case.y.to(dtype)) * factor, x)[0].double() / factor
+
+    for run in (
+        lambda x, y: ops.mmd2(x, y, None, None, terms),
+        lambda x, y: ops.kernel_sum(x, y, v, terms).sum(),
+    ):
+        exact = gradient(torch.float64, run, 1.0)
+        error, unscaled = (
+            (gradient(torch.float16, run, f) / exact - 1).abs().median() for f in (factor, 1.0)
+        )
+        assert error < 2.0**-11 < unscaled
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "cross"])
+@pytest.mark.parametrize("kernel", ["gaussian", "median", "polynomial", "cosine"])
+def test_batch(calls: list[str], kernel: str, estimator: str, weighted: bool) -> None:
+    """One native call, and the bits of single pairs; the kernel's gradients are summed."""
+    if weighted and estimator in ("linear", "block", "incomplete"):
+        pytest.skip("takes no weights")
+    cases = batch_of(kernel, (4, 13, 9, 5), dtype=torch.float64, weighted=weighted)
+    cases = [replace(case, estimator=estimator) for case in cases]
+    names = ["x", "y"] + ["x_weights", "y_weights"] * weighted
+    stacked = [torch.stack([getattr(c, name) for c in cases]).requires_grad_() for name in names]
+    parameters = list(cases[0].kernel.parameters())
+    incoming = torch.randn(4, dtype=torch.float64)
+    number, size = cases[0].number(), cases[0].size()
+
+    def run(*inputs: Tensor) -> Tensor:
+        samples = (*inputs, None, None)[:4]
+        return ops.mmd2(*samples, cases[0].terms(), number, size)
+
+    value = run(*stacked)
+    assert calls == ["mmd2"]
+    gradients = torch.autograd.grad(value, [*stacked, *parameters], incoming)
+    assert calls == ["mmd2"]
+    singles = [run(*(t[b] for t in stacked)) for b in range(4)]
+    assert torch.equal(value, torch.stack(singles))
+    expected = torch.autograd.grad(torch.stack(singles), [*stacked, *parameters], incoming)
+    for i, (g, e) in enumerate(zip(gradients, expected, strict=True)):
+        if i < len(stacked):
+            assert torch.equal(g, e)
+        else:  # summed in another order
+            torch.testing.assert_close(g, e, rtol=1e-13, atol=1e-13 * e.abs().max().item())
+    second = two_way(lambda *a: run(*a), stacked, incoming)
+    each = two_way(
+        lambda *a: torch.stack([run(*(t[b] for t in a)) for b in range(4)]), stacked, incoming
+    )
+    for s, e in zip(second, each, strict=True):
+        torch.testing.assert_close(s, e, rtol=0, atol=1e-14 * e.abs().max().item())
+
+
+def test_batches_of_one_and_none() -> None:
+    case = make_case(0, 6, 5, 4)
+    terms = case.terms()
+    one = ops.mmd2(case.x[None], case.y[None], None, None, terms)
+    assert torch.equal(one, ops.mmd2(case.x, case.y, None, None, terms)[None])
+    x = case.x.new_empty(0, 6, 4).requires_grad_()
+    none = ops.mmd2(x, case.y.new_empty(0, 5, 4), None, None, terms)
+    assert none.shape == (0,)
+    assert torch.autograd.grad(none.sum(), x)[0].shape == x.shape
+
+
+# --- kernels in parts ----------------------------------------------------------------------------
+
+
+def test_parts() -> None:
+    radial, dot, cosine = 0, 7, 9
+    assert parts((radial,) * 128, (0,) * 128) is None
+    assert parts((radial,) * 129, (0,) * 129) == [tuple(range(128)), (128,)]
+    assert parts((radial,) * 128, (0,) * 128, 127) == [tuple(range(127)), (127,)]
+    assert parts((radial, dot, radial, cosine), (0,) * 4) == [(0, 2), (1,), (3,)]
+    # (a + b) (c + d) with a, c radial and b, d not: four products
+    assert parts((radial, dot, radial, dot), (0, 0, 1, 1)) == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    assert parts((dot, radial), (0, 1)) is None
+    many = parts((radial,) * 200, (0,) * 100 + (1,) * 100)
+    assert many is not None
+    assert all(len(part) <= 128 for part in many)
+    assert sum(sum(t < 100 for t in p) * sum(t >= 100 for t in p) for p in many) == 100 * 100
+    assert parts((radial,) * 8, tuple(range(8))) is None
+    with pytest.raises(ValueError, match="at most 8 kernels is supported, got one of 9"):
+        parts((radial,) * 9, tuple(range(9)))
+
+
+def test_native_calls(calls: list[str]) -> None:
+    """One for all of one geometry, and of a product one for each choice of geometries."""
+    case = make_case(0, 12, 12, 6, fm.Gaussian("mean") + fm.Matern(1.5, "median") + fm.Energy())
+    x, y = case.x.requires_grad_(), case.y
+
+    def count(function: Any) -> int:
+        calls.clear()
+        function().backward()
+        return len(calls)
+
+    def of(kernel: fm.Kernel, **options: Any) -> Any:
+        return lambda: ops.mmd2(x, y, None, None, kernel.terms(), **options)
+
+    assert count(of(case.kernel)) == 1
+    assert count(of(case.kernel + fm.Polynomial() + 2 * fm.Linear())) == 2
+    assert count(of(case.kernel + fm.Polynomial() + 2 * fm.Linear() + fm.Cosine())) == 3
+    product = Case(x, y, nn.ModuleList([case.kernel, case.kernel + fm.Cosine()]), widths=(2, 4))
+    terms = product.terms()
+    assert count(lambda: ops.mmd2(x, y, None, None, terms, 0, 0, (2, 4))) == 2
+    ops.sign_forms(x, y, terms, ops.WILD, 0, 3, (2, 4))
+    assert calls[-2:] == ["sign_forms"] * 2
+    # K' G is all that v asks for
+    v = torch.randn(12, 2, requires_grad=True)
+    x, y = x.detach(), y.detach()
+    assert count(lambda: ops.kernel_sum(x, y, v, case.terms()).sum()) == 2
+    assert calls == ["kernel_sum"] * 2
+
+
+# --- opcheck --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kernel", ["gaussian", "mean", "laplacian"])
-def test_opcheck(kernel: str, dtype: torch.dtype) -> None:
-    case = make_case(0, 6, 5, 4, kernel, "unbiased", dtype, weighted=True)
-    *inputs, families, shapes, units, unbiased, needs = arguments(case)
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    constants = families, shapes, units, unbiased
+@pytest.mark.parametrize(
+    ("kernel", "estimator"),
+    [
+        ("gaussian", "unbiased"),
+        ("mean", "biased"),
+        ("laplacian", "block"),
+        ("polynomial", "linear"),
+        ("cosine", "incomplete"),
+    ],
+)
+def test_opcheck(kernel: str, estimator: str, dtype: torch.dtype) -> None:
+    weighted = estimator in ("biased", "unbiased")
+    case = make_case(0, 6, 5, 4, kernel, estimator, dtype, weighted)
+    *inputs, families, shapes, units, factors, widths, number, size, needs = arguments(case)
+    inputs = [None if t is None else t.detach().requires_grad_() for t in inputs]
+    constants = families, shapes, units, factors, widths, number, size
     torch.library.opcheck(torch.ops.fastmmd.mmd2.default, (*inputs, *constants, needs))
     # without weights, and with a gradient to x alone
     inputs = [inputs[0], case.y, None, None, *(t.detach() for t in inputs[4:])]
@@ -80,10 +356,39 @@ def test_opcheck(kernel: str, dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.fastmmd.mmd2.default, (*inputs, *constants, needs))
 
 
+def product_case(dtype: torch.dtype = torch.float64) -> Case:
+    case = make_case(0, 6, 5, 7, dtype=dtype, weighted=True)
+    kernels = nn.ModuleList(make_kernel(name, 3) for name in ("gaussian", "polynomial", "cosine"))
+    return replace(case, kernel=kernels, widths=(2, 4, 1))
+
+
+def test_opcheck_product_and_batch() -> None:
+    case = product_case()
+    tensors = ("x", "y", "x_weights", "y_weights")
+    stacked = {name: torch.stack([getattr(case, name)] * 3) for name in tensors}
+    for c in (case, replace(case, **stacked)):
+        *inputs, families, shapes, units, factors, widths, number, size, needs = arguments(c)
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        constants = families, shapes, units, factors, widths, number, size
+        torch.library.opcheck(torch.ops.fastmmd.mmd2.default, (*inputs, *constants, needs))
+        full = torch.ops.fastmmd.mmd2(*(t.detach() for t in inputs), *constants, needs)
+        tangents = [torch.randn_like(v) for v in full[1:7]]
+        torch.library.opcheck(
+            torch.ops.fastmmd.mmd2_backward.default,
+            (*inputs, *constants, full[7], *tangents),
+            test_utils=NO_GRADIENT,
+        )
+
+
+# Third derivatives raise, and statistics have no derivative.
+NO_GRADIENT = ("test_schema", "test_faketensor", "test_autograd_registration")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_opcheck_backward(dtype: torch.dtype) -> None:
     case = make_case(0, 6, 5, 4, "bank", dtype=dtype, weighted=True)
-    *inputs, families, _, _, unbiased, _ = arguments(case)
+    *inputs, families, shapes, units, factors, widths, number, size, _ = arguments(case)
+    constants = families, shapes, units, factors, widths, number, size
     resolved = torch.rand(5, dtype=torch.float64)
     for g_x in (torch.randn(6, 4), None):
         tangents = (g_x, None, torch.randn(6).double(), None, None, torch.randn(5).double())
@@ -91,10 +396,38 @@ def test_opcheck_backward(dtype: torch.dtype) -> None:
             inputs[2:4] = weights
             torch.library.opcheck(
                 torch.ops.fastmmd.mmd2_backward.default,
-                (*inputs, families, unbiased, resolved, *tangents),
-                # its gradient is the third derivative, which raises
-                test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+                (*inputs, *constants, resolved, *tangents),
+                test_utils=NO_GRADIENT,
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel", ["gaussian", "mean", "polynomial"])
+def test_opcheck_kernel_sum(kernel: str, dtype: torch.dtype) -> None:
+    case = make_case(0, 6, 5, 4, kernel, dtype=dtype)
+    t = case.terms()
+    result = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = [case.x, case.y, torch.randn(5, 3, dtype=result), t.scales, t.coefficients]
+    constants = [*map(list, (t.families, t.shapes, t.units, t.factors)), []]
+    for flags in ([True] * 5, [False, False, True, False, False]):
+        inputs = [i.detach().requires_grad_(f) for i, f in zip(inputs, flags, strict=True)]
+        torch.library.opcheck(torch.ops.fastmmd.kernel_sum.default, (*inputs, *constants))
+
+
+def test_opcheck_statistics() -> None:
+    case = product_case()
+    t = case.terms()
+    scales, coefficients = t.scales.detach(), t.coefficients.detach()
+    kernel = [*map(list, (t.families, t.shapes, t.units, t.factors)), [2, 4, 1]]
+    samples = case.x, case.y
+    torch.library.opcheck(
+        torch.ops.fastmmd.resolve.default, (*samples, scales, *kernel[2:]), test_utils=NO_GRADIENT
+    )
+    torch.library.opcheck(
+        torch.ops.fastmmd.sign_forms.default,
+        (*samples, scales, coefficients, *kernel, 0, -1, 4),
+        test_utils=NO_GRADIENT,
+    )
 
 
 def test_outputs_are_made_as_asked_for() -> None:
@@ -123,7 +456,7 @@ def test_resolved_factors() -> None:
     case = make_case(0, 30, 21, 4, fm.Gaussian("mean") + fm.Laplacian("median") + fm.Energy())
     resolved = torch.ops.fastmmd.mmd2(*arguments(case))[7]
     z = torch.cat([case.x, case.y]).double()
-    expected = fm.reference.resolve(case.kernel.terms(), z)
+    expected = fm.reference.resolve(case.kernel.terms(), *z.split([30, 21]))
     torch.testing.assert_close(resolved, expected, rtol=1e-5, atol=0)
 
 
@@ -291,9 +624,10 @@ def test_forward_mode_raises_by_name(batch) -> None:
 
 def test_cuda_says_what_to_do() -> None:
     x = torch.empty(4, 3, device="meta")
-    with pytest.raises(NotImplementedError, match=r"no CUDA kernels.*CPU.*reference"):
-        ops._mmd2_cuda(x)
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("fastmmd::mmd2", "CUDA")
+    for name in ("mmd2", "mmd2_backward", "kernel_sum", "resolve", "sign_forms"):
+        with pytest.raises(NotImplementedError, match=rf"{name} has no CUDA kernels.*CPU.*ref"):
+            no_cuda(name)(x)
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmmd::{name}", "CUDA")
 
 
 def test_missing_native_module_says_what_to_do(repository: Path) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import RESOLVE, is_plain
-from fastmmd.terms import GAUSSIAN, Terms
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
@@ -23,6 +22,7 @@ from fastmmd.ops._core import (
     no_cuda,
     register_vmap,
 )
+from fastmmd.terms import GAUSSIAN, Terms
 
 # How the vectors of sign_forms are drawn.
 PERMUTATION, WILD = range(2)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import CROSS, is_plain
-from fastmmd.terms import FIXED, LINEAR, Terms
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
@@ -33,6 +32,7 @@ from fastmmd.ops._core import (
     transforms_active,
 )
 from fastmmd.ops._mmd2 import with_gradients
+from fastmmd.terms import FIXED, LINEAR, Terms
 
 
 def kernel_sum(
