@@ -269,10 +269,8 @@ def _products(threads: int, n: int) -> Contest:
         threads,
         (
             Contestant("MMDLoss", n, "256", partial(mmd, 256)),
-            Contestant("MMDLoss of probabilities", n, str(CLASSES), partial(mmd, CLASSES)),
-            Contestant(
-                "JointMMDLoss with them", n, f"256 + {CLASSES}", partial(joint, 256, CLASSES)
-            ),
+            Contestant("MMDLoss", n, str(CLASSES), partial(mmd, CLASSES)),
+            Contestant("JointMMDLoss", n, f"256 + {CLASSES}", partial(joint, 256, CLASSES)),
             Contestant("JointMMDLoss", n, "256 + 256", partial(joint, 256, 256)),
             Contestant(f"LocalMMDLoss, {CLASSES} classes", n, "256", partial(local, 256)),
         ),

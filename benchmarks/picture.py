@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -11,12 +12,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from benchmarks.figures import FASTER, SHARE_OF_PEAK
+from benchmarks.figures import FASTER, SHARE_OF_PEAK, Figure, costs, family_faster
 from benchmarks.peers import PEERS
 from benchmarks.results import Run, ratio
 
@@ -46,23 +47,29 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(run: Run, path: Path) -> None:
-    """Speed-up by size, share of peak and peak memory, side by side."""
+    """Speed-up by size, share of peak and peak memory, side by side; below them the family."""
     m = run.machine
-    possible = ((_speed, "compare", 1.9), (_share, "limit", 1.0), (_memory, "compare", 1.25))
-    panels = [panel for panel in possible if run.find(panel[1])]
-    widths = [width for _, _, width in panels]
+    rows = [
+        _possible(
+            run, 4.1, (_speed, "compare", 1.9), (_share, "limit", 1), (_memory, "compare", 1.25)
+        ),
+        _possible(run, 3.6, (_family, "family", 1.9), (_costs, "family", 1.0)),
+    ]
+    rows = [row for row in rows if row.panels]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1,
-            len(panels),
-            figsize=(3.5 * sum(widths), 4.6),
-            layout="constrained",
-            width_ratios=widths,
-            squeeze=False,
+        height = 0.5 + sum(row.height for row in rows)
+        figure = plt.figure(figsize=(14.5, height), layout="constrained")
+        parts = figure.subfigures(
+            len(rows), 1, squeeze=False, height_ratios=[row.height for row in rows]
         )
-        _legend(figure, run)
-        for (draw_panel, _, _), ax in zip(panels, axes[0], strict=True):
-            draw_panel(run, ax)
+        for row, part in zip(rows, parts[:, 0], strict=True):
+            axes = part.subplots(
+                1, len(row.panels), squeeze=False, width_ratios=[w for _, w in row.panels]
+            )
+            if row.panels[0][0] is not _family:
+                _legend(part, run)
+            for (draw_panel, _), ax in zip(row.panels, axes[0], strict=True):
+                draw_panel(run, ax)
         kind = f"{m['cpu']} family {m['cpu_family']}" if m["cpu_family"] else m["cpu"]
         caption = (
             f"float32, five Gaussians, value and gradients, n = m. {kind},"
@@ -76,12 +83,24 @@ def draw(run: Run, path: Path) -> None:
         plt.close(figure)
 
 
+class _PanelRow(NamedTuple):
+    height: float
+    panels: list[tuple[Callable[[Run, Axes], None], float]]  # with their widths
+
+
+def _possible(
+    run: Run, height: float, *panels: tuple[Callable[[Run, Axes], None], str, float]
+) -> _PanelRow:
+    """The panels of a row for which there is something to show."""
+    return _PanelRow(height, [(draw, width) for draw, kind, width in panels if run.find(kind)])
+
+
 def _size_ticks(axes: Axes, sizes: list[tuple[int, int]]) -> None:
     axes.set_xticks(range(len(sizes)), [f"n = {n}\nd = {d}" for n, d in sizes])
     axes.tick_params(axis="x", length=0)
 
 
-def _legend(figure: Figure, run: Run) -> None:
+def _legend(figure: FigureBase, run: Run) -> None:
     """What the colours of all panels mean, once."""
     shown = [p for p in COLOURS if p == "fastmmd" or run.find("compare", peer=p)]
     entries: list[Artist] = [Patch(color=COLOURS[p], label=PEERS[p].title) for p in shown]
@@ -222,3 +241,48 @@ def _memory(run: Run, axes: Axes) -> None:
     axes.grid(axis="y", color="#e5e5e5")
     _size_ticks(axes, sizes)
     axes.set_title("Peak memory above that of the samples")
+
+
+def _family(run: Run, axes: Axes) -> None:
+    found = list(family_faster(run))
+    colours = [COLOURS["deepda" if "differences" in f.name else "reference"] for f in found]
+    _bars(axes, found, colours, 1)
+    axes.set_xscale("log")
+    axes.set_xlim(left=min([0.8, *(0.8 * f.spread.median for f in found)]))
+    axes.axvline(1, color="#333333", lw=0.8)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
+    axes.set_title("Times faster, in the family")
+
+
+def _costs(run: Run, axes: Axes) -> None:
+    found = list(costs(run))
+    _bars(axes, found, [COLOURS["fastmmd"]] * len(found), 0)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
+    axes.set_title("Time over that of plain losses")
+
+
+def _bars(axes: Axes, figures: Sequence[Figure], colours: Sequence[str], start: float) -> None:
+    """One horizontal bar for each figure, with its quartiles and what is asked of it."""
+    for at, (figure, colour) in enumerate(zip(figures, colours, strict=True)):
+        spread = figure.spread
+        axes.barh(at, spread.median - start, 0.7, left=start, color=colour)
+        axes.plot([spread.low, spread.high], [at, at], color="#333333", lw=0.8)
+        axes.annotate(
+            f"{spread.median:.2f}" if spread.median < 3 else _times_label(spread.median),
+            (max(spread.high, spread.median, figure.must or 0), at),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color="#333333",
+        )
+        if figure.must is not None:
+            axes.plot([figure.must] * 2, [at - 0.4, at + 0.4], color="black", lw=1.6)
+    # The name is what is measured and what it is beside.
+    names = [f.name.replace(", faster", "\nfaster").replace(" / ", "\nover ") for f in figures]
+    axes.set_yticks(range(len(figures)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#e5e5e5")
+    axes.margins(x=0.08)

@@ -23,7 +23,7 @@ def write(run: Run, folder: Path) -> str:
     text = markdown(run)
     (folder / "results.json").write_text(json.dumps(summary(run), indent=1) + "\n")
     (folder / "table.md").write_text(text)
-    if any(row.kind in ("compare", "limit") for row in run.rows):
+    if any(row.kind in ("compare", "limit", "family") for row in run.rows):
         # Matplotlib takes a second to import, and only this needs it.
         from benchmarks.picture import draw
 
