@@ -152,7 +152,7 @@ def check_probabilities(probabilities: Any, name: str, points: Tensor, classes: 
             )
         sums = rows.sum(1)
         # What a softmax in the dtype of the rows leaves of 1.
-        allowed = max(1e-4, classes * torch.finfo(probabilities.dtype).eps)
+        allowed = max(1e-4, 4 * torch.finfo(probabilities.dtype).eps)
         worst = float(sums[(sums - 1).abs().argmax()])
         if not abs(worst - 1) <= allowed:
             raise ValueError(
