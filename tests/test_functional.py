@@ -367,7 +367,7 @@ def test_not_finite_gives_nan(kernel: str, dtype: torch.dtype, bad: float) -> No
         value = fm.mmd2(case.x, case.y, case.kernel)
         value.backward()
         assert value.isnan()
-        assert case.x.grad.isnan().any()
+        assert not case.x.grad.isfinite().all()  # infinity in y is infinity in x, here and there
 
 
 def layouts(t: Tensor) -> dict[str, Tensor]:
