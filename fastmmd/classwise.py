@@ -99,11 +99,12 @@ def local_mmd2(
         tensor(1.6250)
     """
     source, target = _memberships(
-        x, y, y_source, p_target, num_classes, x_weights, y_weights, differentiate_classes
+        x, y, y_source, p_target, num_classes, presence, x_weights, y_weights, differentiate_classes
     )
-    common = _common(source, target, check_presence(presence))
+    common = (source.present & target.present).to(source.values.dtype)
     share = common / common.sum(-1, keepdim=True).clamp(min=1).sqrt()
-    return _sum(x, y, source.weights() * share, target.weights() * share, kernel, BIASED)
+    v, w = (side.values * (side.factors * share) for side in (source, target))
+    return _sum(x, y, v, w, kernel, BIASED)
 
 
 def class_conditional_mmd2(
@@ -168,11 +169,11 @@ def class_conditional_mmd2(
         tensor(-9.)
     """
     source, target = _memberships(
-        x, y, y_source, p_target, num_classes, x_weights, y_weights, differentiate_classes
+        x, y, y_source, p_target, num_classes, presence, x_weights, y_weights, differentiate_classes
     )
-    common = _common(source, target, check_presence(presence))
+    common = (source.present & target.present).to(source.values.dtype)
     count = common.sum(-1, keepdim=True)
-    v, w = source.weights() * common, target.weights() * common
+    v, w = (side.values * (side.factors * common) for side in (source, target))
     centred = (v - v.sum(-1, keepdim=True) / count.clamp(min=1)) * common
     between = -2 * _sum(x, y, centred / (count - 1).clamp(min=1), w, kernel, CROSS)
     if is_plain(x, y, y_source, p_target, x_weights, y_weights) and not bool((count == 1).any()):
@@ -198,35 +199,43 @@ def check_num_classes(num_classes: int) -> int:
 
 
 class _Memberships:
-    """How far each point of a domain belongs to each class."""
+    """How far each point of a domain belongs to each class.
+
+    Attributes:
+        values: [..., n, num_classes].
+        factors: what makes their mean over the points 1; 0 of a class without any, [..., 1,
+            num_classes].
+        present: whether there is the class, [..., 1, num_classes].
+    """
 
     def __init__(
-        self, points: Tensor, classes: Tensor, num_classes: int, weights: Tensor | None
+        self,
+        points: Tensor,
+        classes: Tensor,
+        num_classes: int,
+        weights: Tensor | None,
+        presence: str,
     ) -> None:
         dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
-        self.size = points.shape[-2]
         everyone = torch.arange(num_classes, device=points.device)
-        if classes.is_floating_point():
-            self.values = classes.to(dtype)  # [..., n, num_classes]
-            best = classes.detach().argmax(-1, keepdim=True) == everyone
-        else:
-            best = classes.unsqueeze(-1) == everyone
-            self.values = best.to(dtype)
+        soft = classes.is_floating_point()
+        values = classes if soft else classes.unsqueeze(-1) == everyone
+        self.values = values.to(dtype)
         if weights is not None:
             weights = weights.to(dtype).unsqueeze(-1)
             self.values = self.values * weights
-            best = best & (weights > 0)
-        self.best = best  # whether it is the class that a point would be put into
-
-    def present(self, presence: str) -> Tensor:
-        """Which classes there are, [..., 1, num_classes]."""
-        by = self.best if presence == "argmax" else self.values.detach() > 0
-        return by.any(-2, keepdim=True)
-
-    def weights(self) -> Tensor:
-        """The points' weights within each class, whose mean is 1, or 0 of a class without any."""
         sums = self.values.sum(-2, keepdim=True)
-        return self.values * (self.size / torch.where(sums > 0, sums, torch.inf))
+        some = sums > 0
+        self.factors = points.shape[-2] / torch.where(some, sums, torch.inf)
+        if not soft or presence == "mass":
+            self.present = some
+            return
+        best = classes.detach().argmax(-1)
+        if weights is None:
+            self.present = torch.zeros_like(some).scatter(-1, best.unsqueeze(-2), True)
+        else:
+            counted = (best.unsqueeze(-1) == everyone) & (weights > 0)
+            self.present = counted.any(-2, keepdim=True)
 
 
 def _memberships(
@@ -235,12 +244,14 @@ def _memberships(
     y_source: Tensor,
     p_target: Tensor,
     num_classes: int,
+    presence: str,
     x_weights: Tensor | None,
     y_weights: Tensor | None,
     differentiate: bool,
 ) -> tuple[_Memberships, _Memberships]:
     check_points(x, y, BIASED)
     check_num_classes(num_classes)
+    check_presence(presence)
     _check_classes("y_source", y_source, x, num_classes)
     _check_classes("p_target", p_target, y, num_classes)
     if x_weights is not None:
@@ -250,8 +261,8 @@ def _memberships(
     if not differentiate:
         y_source, p_target = y_source.detach(), p_target.detach()
     return (
-        _Memberships(x, y_source, num_classes, x_weights),
-        _Memberships(y, p_target, num_classes, y_weights),
+        _Memberships(x, y_source, num_classes, x_weights, presence),
+        _Memberships(y, p_target, num_classes, y_weights, presence),
     )
 
 
@@ -292,12 +303,6 @@ def _check_classes(name: str, classes: Tensor, points: Tensor, num_classes: int)
             f"{name} must hold probabilities whose sum is 1 in each row, got a sum that is off by"
             f" {off:.4g}: they come from a softmax, not from its logits"
         )
-
-
-def _common(source: _Memberships, target: _Memberships, presence: str) -> Tensor:
-    """Which classes both domains have, [..., 1, num_classes], as 1 and 0."""
-    common = source.present(presence) & target.present(presence)
-    return common.to(source.values.dtype)
 
 
 def _sum(
