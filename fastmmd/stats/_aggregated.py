@@ -100,8 +100,10 @@ def mmd_aggregated_test(
         >>> import numpy as np
         >>> import fastmmd as fm
         >>> rng = np.random.default_rng(0)
-        >>> x, y = rng.normal(size=(100, 2)), rng.normal(size=(100, 2))
-        >>> y[:, 1] = np.sign(y[:, 1]) * np.sqrt(np.abs(y[:, 1]))
+        >>> x, y = rng.uniform(size=(300, 1)), rng.uniform(size=(300, 1))
+        >>> y += 0.025 - y % 0.1 / 2  # a comb, too fine for the default kernel
+        >>> fm.two_sample_test(x, y).rejects()
+        False
         >>> result = fm.stats.mmd_aggregated_test(x, y)
         >>> result.reject, len(result.kernels)
         (True, 20)
