@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmmd.checks import UNBIASED, check_points
+from fastmmd.checks import check_points
 
 _SCALINGS = ("deep_coral", "mean", "frobenius")
 
@@ -58,7 +58,12 @@ def coral(
         >>> fm.coral(x, y)  # (2 - 4)^2 / 4
         tensor(1.)
     """
-    check_points(x, y, UNBIASED)
+    check_points(x, y)
+    for name, t in (("x", x), ("y", y)):
+        if t.shape[-2] < 2:
+            raise ValueError(
+                f"{name} must have at least 2 points for a covariance, got shape {list(t.shape)}"
+            )
     check_scaling(scaling, mean_scaling)
     d = x.shape[-1]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
