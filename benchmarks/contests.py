@@ -78,7 +78,7 @@ def contests(threads: int, quick: bool) -> list[Contest]:
     test = (500, 50) if quick else (2000, 50)
     batch = (128, 256) if quick else (512, 256)
     gathered = (512,) if quick else (512, 2048)
-    long = (8192, 16384) if quick else (65536, 131072)
+    long = (8192, 16384) if quick else (65536, 131072, 262144)
     return [
         *_permutations(threads, *test),
         *_drop_ins(threads, *batch),
