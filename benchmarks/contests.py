@@ -53,7 +53,7 @@ class Contest:
     """What is timed in turn.
 
     Args:
-        subject: what it is about, the first half of every name in tables.
+        subject: what it is about, and its name: no two have the same.
         threads: of all lanes.
         contestants: fastmmd and its peers.
         seconds: how long to go on, at least ``least`` rounds.
@@ -65,10 +65,6 @@ class Contest:
     contestants: tuple[Contestant, ...]
     seconds: float = 4.0
     least: int = 5
-
-    @property
-    def id(self) -> str:
-        return self.subject
 
 
 def contests(threads: int, quick: bool) -> list[Contest]:

@@ -40,7 +40,7 @@ def of_contest(contest: Contest, quick: bool) -> dict[str, int | None]:
     names = [c.id for c in contest.contestants if c.remember]
     if not names:
         return {}
-    peaks = _elsewhere(["contest", contest.id, contest.threads, quick])
+    peaks = _elsewhere(["contest", contest.subject, contest.threads, quick])
     return dict(zip(names, peaks, strict=True))
 
 
@@ -98,7 +98,7 @@ def _measured_peers(n: int, d: int, threads: int, lanes: list[tuple[str, str]]) 
 
 
 def _measured_contest(name: str, threads: int, quick: bool) -> list[int | None]:
-    contest = next(c for c in contests(threads, quick) if c.id == name)
+    contest = next(c for c in contests(threads, quick) if c.subject == name)
     torch.set_num_threads(threads)
     measured = []
     for contestant in contest.contestants:

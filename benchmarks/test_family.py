@@ -19,7 +19,7 @@ from benchmarks.session import SESSION, Session, running
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = metafunc.config.stash[SESSION]
     cases = [
-        pytest.param(contest, contestant.id, id=f"{contest.id}: {contestant.id}")
+        pytest.param(contest, contestant.id, id=f"{contest.subject}: {contestant.id}")
         for contest in contests(session.threads, session.quick)
         for contestant in contest.contestants
     ]
@@ -59,7 +59,7 @@ def measured(contest: Contest, session: Session) -> Measured:
     peaks = memory.of_contest(contest, session.quick)
     for name, entry in info.items():
         entry |= {"peak_memory": peaks.get(name), "disturbance": disturbance}
-    return Measured(f"family {contest.id}", rounds, info)
+    return Measured(f"family {contest.subject}", rounds, info)
 
 
 @pytest.mark.benchmark(timer=replay)
