@@ -83,33 +83,43 @@ def extended(case: Case, incoming: float) -> dict[str, Tensor]:
     # The pair statistics of each factor, and the inverse units.
     edges = np.cumsum([0, *(case.widths or [z.shape[1]])])
     layers = [z[:, a:b] for a, b in itertools.pairwise(edges)]
-    statistics, inverse = [], []
-    for family, unit, layer in zip(terms.families, terms.units, terms.factors, strict=True):
-        statistics.append(_statistic(layers[layer], family))
-        size = _unit(layers[layer], unit, n)
-        inverse.append(1 / size if size else real(0))
-    rates = scales * np.array(inverse)
+    # how each term looks at pairs
+    looks = [(layer, GEOMETRY[f]) for f, layer in zip(terms.families, terms.factors, strict=True)]
+    pairs = {look: _statistic(layers[look[0]], look[1]) for look in set(looks)}
+    units = set(zip(terms.factors, terms.units, strict=True))
+    sizes = {key: _unit(layers[key[0]], key[1], n) for key in units}
+    inverse = np.array(
+        [
+            1 / sizes[key] if sizes[key] else real(0)
+            for key in zip(terms.factors, terms.units, strict=True)
+        ]
+    )
+    rates = scales * inverse
 
     phi, slope, values = [], [], [np.zeros_like(mass) for _ in layers]
-    for t, (family, layer) in enumerate(zip(terms.families, terms.factors, strict=True)):
+    for t, (family, look) in enumerate(zip(terms.families, looks, strict=True)):
         shape = terms.shapes[2 * t : 2 * t + 2]
-        value, derivative = _profile(family, rates[t] * statistics[t], *map(real, shape))
+        value, derivative = _profile(family, rates[t] * pairs[look], *map(real, shape))
         phi.append(value)
         slope.append(derivative)
-        values[layer] += coefficients[t] * value
+        values[look[0]] += coefficients[t] * value
 
     k = np.prod(values, axis=0)
-    v_z = np.zeros_like(z)
+    rests = [
+        mass * np.prod([v for i, v in enumerate(values) if i != layer], axis=0)
+        for layer in range(len(layers))
+    ]
+    pulls = {look: np.zeros_like(mass) for look in pairs}
     v_scales, v_coefficients = np.zeros_like(scales), np.zeros_like(scales)
-    for t, (family, layer) in enumerate(zip(terms.families, terms.factors, strict=True)):
-        others = [v for i, v in enumerate(values) if i != layer]
-        rest = mass * np.prod(others, axis=0) if others else mass
-        v_coefficients[t] = (rest * phi[t]).sum()
-        v_scales[t] = (rest * coefficients[t] * slope[t] * statistics[t]).sum() * inverse[t]
-        pull = rest * coefficients[t] * rates[t] * slope[t]
-        v_z[:, edges[layer] : edges[layer + 1]] += _points_gradient(
-            layers[layer], family, pull + pull.T
-        )
+    for t, look in enumerate(looks):
+        pull = rests[look[0]] * coefficients[t] * slope[t]
+        v_coefficients[t] = (rests[look[0]] * phi[t]).sum()
+        v_scales[t] = (pull * pairs[look]).sum() * inverse[t]
+        pulls[look] += pull * rates[t]
+    v_z = np.zeros_like(z)
+    for (layer, geometry), pull in pulls.items():
+        part = v_z[:, edges[layer] : edges[layer + 1]]
+        part += _points_gradient(layers[layer], geometry, pull + pull.T)
 
     xx, yy, xy = k[:n, :n].copy(), k[n:, n:].copy(), k[:n, n:]
     if case.estimator == "cross":
@@ -139,9 +149,8 @@ def extended(case: Case, incoming: float) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.asarray(array, float)) for name, array in v.items()}
 
 
-def _statistic(z: Array, family: int) -> Array:
-    """What the family's profile is a function of, for all pairs."""
-    geometry = GEOMETRY[family]
+def _statistic(z: Array, geometry: int) -> Array:
+    """Squared distances, inner products or cosines of all pairs."""
     if geometry == RADIAL:
         return np.square(z[:, None] - z).sum(-1)
     if geometry == COSINE_SIMILARITY:
@@ -156,9 +165,8 @@ def _directions(z: Array) -> tuple[Array, Array]:
     return z * inverse, inverse
 
 
-def _points_gradient(z: Array, family: int, pull: Array) -> Array:
+def _points_gradient(z: Array, geometry: int, pull: Array) -> Array:
     """The gradient of ``sum_ij pull_ij u_ij / 2`` for a symmetric pull."""
-    geometry = GEOMETRY[family]
     if geometry == RADIAL:
         return 2 * (pull.sum(1)[:, None] * z - pull @ z)
     if geometry == DOT:
@@ -172,7 +180,7 @@ def _unit(z: Array, unit: int, n: int) -> Array:
     """The unit of a term on the pooled sample, the first n points of which are x."""
     if unit in (FIXED, WIDTH):
         return z.dtype.type(1 if unit == FIXED else z.shape[1])
-    d2 = _statistic(z, 0)
+    d2 = _statistic(z, RADIAL)
     pairs = np.sort(d2[np.triu_indices(len(z), 1)])
     if unit == X_MEDIAN:
         pairs = np.sort(d2[:n, :n].ravel())
