@@ -62,6 +62,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "info" in text
     assert "demo" in text
+    assert "compare" in text
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

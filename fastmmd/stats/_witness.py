@@ -15,12 +15,7 @@ __all__ = ["Contributions", "contributions", "kernel_sum", "witness"]
 
 
 class Contributions(NamedTuple):
-    """What each point adds to MMD^2.
-
-    Attributes:
-        x: Of the points of x, [n].
-        y: Of those of y, [m].
-    """
+    """What each point adds to MMD^2: ``x`` for the points of x, [n], ``y`` for those of y, [m]."""
 
     x: Array
     y: Array
@@ -89,8 +84,8 @@ def contributions(
         >>> import numpy as np
         >>> import fastmmd as fm
         >>> x, y = np.array([[0.0], [0.1], [9.0]]), np.array([[0.0], [0.1], [0.2]])
-        >>> fm.stats.contributions(x, y, fm.Gaussian(1.0)).x.argmax()
-        np.int64(2)
+        >>> int(fm.stats.contributions(x, y, fm.Gaussian(1.0)).x.argmax())
+        2
     """
     a, b = samples(x, y)
     p, q = _weights(x_weights, y_weights)
