@@ -122,6 +122,24 @@ def test_compile(name: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_transforms_leave_nothing_behind(name: str) -> None:
+    """A gradient of torch.func first, vmap next, and the plain call last, of one module."""
+    loss = LOSSES[name]()
+    x, y = features(200, 200, (5, 4))(0, torch.float64)
+
+    def value(first: Tensor) -> Tensor:
+        if name == "deepda local":
+            loss.loss.curr_iter = 3
+        return loss([first, x[1]], y).sum()
+
+    gradient = torch.func.grad(value)(x[0])
+    values = torch.func.vmap(value)(torch.stack([x[0], 2 * x[0]]))
+    torch.testing.assert_close(values, torch.stack([value(x[0]), value(2 * x[0])]))
+    first = x[0].clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(value(first), first)[0], gradient)
+
+
 def arguments(function: Callable[..., Any]) -> dict[str, Any]:
     return {
         name: p.default

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import is_plain
-from fastmmd.functional import product_terms
+from fastmmd.joint import product_terms
 from fastmmd.terms import FIXED, Terms
 
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -159,6 +159,10 @@ def check_probabilities(probabilities: Any, name: str, points: Tensor, classes: 
                 f"{name} must hold probabilities, the softmax of the logits: each row must sum to"
                 f" 1, got a sum of {worst:.6g}"
             )
+
+
+# Modules keep terms from call to call, but only those of an ordinary call: tensors made inside of a
+# transform or a trace are none for the next.
 
 
 def family_terms(

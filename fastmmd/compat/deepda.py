@@ -62,14 +62,17 @@ class _Bank(nn.Module):
     def _kernel(self) -> Gaussian:
         """The kernels, as long as nobody changes an attribute."""
         key = self.kernel_mul, self.kernel_num, self.fix_sigma
-        if self._cached is None or self._cached[0] != key:
-            middle = self.kernel_num // 2
-            multipliers = [self.kernel_mul ** (i - middle) for i in range(self.kernel_num)]
-            # A Gaussian has 2 s^2 where this has the bandwidth.
-            s = "mean" if self.fix_sigma is None else math.sqrt(self.fix_sigma / 2)
+        if self._cached is not None and self._cached[0] == key:
+            return self._cached[1][0]
+        middle = self.kernel_num // 2
+        multipliers = [self.kernel_mul ** (i - middle) for i in range(self.kernel_num)]
+        # A Gaussian has 2 s^2 where this has the bandwidth.
+        s = "mean" if self.fix_sigma is None else math.sqrt(self.fix_sigma / 2)
+        kernel = Gaussian(s, multipliers)
+        if is_plain(kernel.terms().scales):
             # A tuple keeps the kernel from becoming a submodule, which the original has none of.
-            self._cached = key, (Gaussian(s, multipliers),)
-        return self._cached[1][0]
+            self._cached = key, (kernel,)
+        return kernel
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

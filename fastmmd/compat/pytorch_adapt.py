@@ -182,7 +182,7 @@ class MMDLoss(nn.Module):
             family, scales = LAPLACIAN, scales.square()
         terms = family_terms(family, scales, unit, 1 / scales.numel())
         terms = multiplied([terms] * layers)
-        if key is not None:
+        if key is not None and is_plain(terms.scales):
             self._cached = key, terms
         return terms
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmmd import ops
-from fastmmd.checks import INCOMPLETE, UNBIASED
+from fastmmd.checks import INCOMPLETE, UNBIASED, is_plain
 from fastmmd.compat._common import (
     added,
     at_least_single,
@@ -190,12 +190,14 @@ class _Discrepancy(nn.Module):
         """The kernels for N = ``total`` points, as long as nobody changes an attribute."""
         settings = tuple(tuple(k.setting() for k in layer) for layer in kernels)
         key = total, settings
-        if self._cached is None or self._cached[0] != key:
-            parts = [
-                added([_kernel_terms(total, *setting) for setting in layer]) for layer in settings
-            ]
-            self._cached = key, multiplied(parts)
-        return self._cached[1]
+        if self._cached is not None and self._cached[0] == key:
+            return self._cached[1]
+        terms = multiplied(
+            [added([_kernel_terms(total, *setting) for setting in layer]) for layer in settings]
+        )
+        if is_plain(terms.scales):
+            self._cached = key, terms
+        return terms
 
     def _from_matrices(
         self, x: Sequence[Tensor], y: Sequence[Tensor], kernels: Sequence[Sequence[Any]]
