@@ -14,11 +14,11 @@ from fastmmd.correlation import coral
 from fastmmd.functional import (
     contributions,
     energy_distance,
-    joint_mmd2,
     kernel_sum,
     mmd2,
     witness,
 )
+from fastmmd.joint import joint_mmd2
 from fastmmd.kernels import (
     Cosine,
     Energy,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastmmd import ops
 from fastmmd.checks import BIASED, CROSS, check_points, check_weights, is_plain
-from fastmmd.functional import product_terms
+from fastmmd.joint import product_terms
 from fastmmd.kernels import Kernel, as_kernel
 from fastmmd.terms import FIXED, LINEAR, Terms
 

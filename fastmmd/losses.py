@@ -15,7 +15,8 @@ from fastmmd.classwise import (
     local_mmd2,
 )
 from fastmmd.correlation import check_scaling, coral
-from fastmmd.functional import check_kernels, check_sizes, joint_mmd2, mmd2
+from fastmmd.functional import check_sizes, mmd2
+from fastmmd.joint import check_kernels, joint_mmd2
 from fastmmd.kernels import Energy, Gaussian, Kernel, as_kernel
 
 
