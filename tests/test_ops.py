@@ -20,12 +20,13 @@ from tolerance import (
     differentiate,
     make_case,
     make_kernel,
+    threads,
 )
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastmmd as fm
-from fastmmd import ops
+from fastmmd import ops, reference
 from fastmmd.ops._core import no_cuda, parts
 
 # Torch warns of its own modules as it loads them.
@@ -474,6 +475,156 @@ def test_without_gradients(mode) -> None:
         assert fm.mmd2(inside, inside).item() == pytest.approx(0, abs=1e-6)
 
 
+# --- kernel sums and statistics ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [*FAMILIES, "mixture", "heuristics"])
+def test_kernel_sum(kernel: str) -> None:
+    """Value, gradients and their gradients, also with respect to what arrives at the sum."""
+    case = make_case(0, 14, 11, 4, kernel, dtype=torch.float64)
+    case.x[3] = case.y[2]
+    inputs = [case.x, case.y, torch.randn(11, 3).double(), *case.kernel.parameters()]
+    inputs = [t.requires_grad_() for t in inputs]
+    incoming = torch.randn(14, 3).double().requires_grad_()
+
+    def run(function: Any, **options: Any) -> list[Tensor]:
+        out = function(*inputs[:3], case.terms(), **options)
+        first = torch.autograd.grad(out, inputs, incoming, create_graph=True)
+        generator = torch.Generator().manual_seed(5)
+        form = sum((torch.randn(g.shape, generator=generator).to(g) * g).sum() for g in first)
+        second = torch.autograd.grad(form, [*inputs, incoming])
+        return [out, *first, *second]
+
+    expected = run(reference.kernel_sum, distances=reference.direct_squared_distances)
+    for tested, e in zip(run(ops.kernel_sum), expected, strict=True):
+        torch.testing.assert_close(tested, e, rtol=0, atol=1e-12 * e.abs().max().item() + 1e-14)
+    # v alone
+    inputs = [t.detach() for t in inputs]
+    v = inputs[2].requires_grad_()
+    value = ops.kernel_sum(*inputs[:3], case.terms())
+    (gradient,) = torch.autograd.grad(value, v, incoming.detach())
+    e = expected[3]
+    torch.testing.assert_close(gradient, e, rtol=0, atol=1e-12 * e.abs().max().item())
+
+
+def test_kernel_sum_of_a_product() -> None:
+    case = product_case()
+    v = torch.randn(5, 3).double().requires_grad_()
+    inputs = [case.x.requires_grad_(), case.y.requires_grad_(), v, *case.kernel.parameters()]
+    incoming = torch.randn(6, 3).double()
+
+    def run(function: Any) -> list[Tensor]:
+        return two_way(
+            lambda *_: function(*inputs[:3], case.terms(), case.widths), inputs, incoming
+        )
+
+    for tested, e in zip(run(ops.kernel_sum), run(reference.kernel_sum), strict=True):
+        torch.testing.assert_close(tested, e, rtol=0, atol=1e-12 * e.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_kernel_sum_of_half_points_is_float32(dtype: torch.dtype) -> None:
+    case = make_case(0, 40, 30, 4, "gaussian", dtype=dtype)
+    x, v = case.x.requires_grad_(), torch.randn(30, 2, requires_grad=True)
+    out = ops.kernel_sum(x, case.y, v, case.terms())
+    out.sum().backward()
+    wide, w = x.detach().double().requires_grad_(), v.detach().double().requires_grad_()
+    exact = reference.kernel_sum(wide, case.y.double(), w, case.terms())
+    exact.sum().backward()
+    assert (out.dtype, x.grad.dtype, v.grad.dtype) == (torch.float32, dtype, torch.float32)
+    for tested, e in ((out, exact), (v.grad, w.grad)):
+        assert (tested - e).abs().max() < 2.0**-20 * e.abs().max()
+    assert (x.grad - wide.grad).abs().max() <= torch.finfo(dtype).eps * wide.grad.abs().max()
+
+
+def test_kernel_sum_has_no_third_derivatives() -> None:
+    case = make_case(0, 6, 5, 3, dtype=torch.float64)
+    x = case.x.requires_grad_()
+    out = ops.kernel_sum(x, case.y, torch.ones(5, 1).double(), case.terms()).square().sum()
+    for _ in range(2):
+        (first,) = torch.autograd.grad(out, x, create_graph=True)
+        out = first.square().sum()
+    with pytest.raises(NotImplementedError, match=r"third derivatives of fastmmd\.mmd2 and"):
+        torch.autograd.grad(out, x)
+
+
+@pytest.mark.parametrize("kernel", ["mean", "median", "mixture", "polynomial width"])
+def test_resolve(kernel: str) -> None:
+    cases = batch_of(kernel, (3, 30, 21, 4), dtype=torch.float64)
+    terms = cases[0].terms()
+    x, y = (torch.stack([getattr(case, name) for case in cases]) for name in ("x", "y"))
+    found = ops.resolve(x, y, terms)
+    expected = torch.stack([reference.resolve(terms, a, b) for a, b in zip(x, y, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert not found.requires_grad
+    assert torch.equal(ops.resolve(x[1], y[1], terms), found[1])
+    mapped = torch.func.vmap(lambda a, b: ops.resolve(a, b, terms))(x, y)
+    assert torch.equal(mapped, found)
+
+
+def test_resolve_many_terms_and_factors() -> None:
+    names = [f"{name}" for name in ("mean", "median", "polynomial width")]
+    case = make_case(0, 9, 8, 6, dtype=torch.float64)
+    kernels = nn.ModuleList(
+        fm.kernels.Sum(*(make_kernel(name, 2) for _ in range(30))) for name in names
+    )
+    case = replace(case, kernel=kernels, widths=(1, 2, 3))
+    terms = case.terms()
+    assert len(terms.units) > 128
+    found = ops.resolve(case.x, case.y, terms, case.widths)
+    expected = reference.resolve(terms, case.x, case.y, case.widths)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scheme", [ops.PERMUTATION, ops.WILD])
+@pytest.mark.parametrize("kernel", ["gaussian", "polynomial", "cosine", "median", "mixture"])
+def test_sign_forms(kernel: str, scheme: int) -> None:
+    m = 12 if scheme == ops.WILD else 9
+    case = make_case(0, 12, m, 4, kernel, dtype=torch.float64)
+    if kernel == "mixture":  # less its linear term, see SignForms
+        case.kernel = fm.Gaussian("mean") + 0.1 * fm.Polynomial(2) + fm.Cosine()
+    terms = case.terms()
+    forms = ops.sign_forms(case.x, case.y, terms, scheme, 2**64 - 1, 6)
+    labels = torch.full((12 + m,), -1 / m, dtype=torch.float64)
+    labels[:12] = 1 / 12
+    expected = reference.sign_forms(case.x, case.y, terms, labels[None])
+    found = (forms.forms[:1], forms.linear[:1], forms.diagonal[:1], forms.total, forms.trace)
+    for f, e in zip(found, expected, strict=True):
+        assert f == pytest.approx(float(e), rel=1e-11, abs=1e-11)
+    assert forms.forms.shape == (7,)
+    assert len(set(forms.forms.tolist())) == 7
+    again = ops.sign_forms(case.x, case.y, terms, scheme, 2**64 - 1, 6)
+    other = ops.sign_forms(case.x, case.y, terms, scheme, 0, 6)
+    assert torch.equal(again.forms, forms.forms)
+    assert not torch.equal(other.forms[1:], forms.forms[1:])
+
+
+def test_sign_forms_draw_the_same_for_every_kernel() -> None:
+    """The forms of a kernel of rank one give away the vectors, up to their sign."""
+    case = make_case(0, 7, 7, 1, fm.Polynomial(1, 1.0, 0.0), dtype=torch.float64)
+    for scheme in (ops.PERMUTATION, ops.WILD):
+        one = ops.sign_forms(case.x, case.y, case.terms(), scheme, 5, 20)
+        two = ops.sign_forms(2 * case.x, 2 * case.y, case.terms(), scheme, 5, 20)
+        assert torch.equal(4 * one.forms, two.forms)
+
+
+def test_threads_give_the_same_bits() -> None:
+    case = make_case(0, 400, 300, 24, "mixture")
+    terms, v = case.terms(), torch.randn(300, 3)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            x = case.x.detach().requires_grad_()
+            out = ops.kernel_sum(x, case.y, v, terms)
+            (gradient,) = torch.autograd.grad(out.sum(), x)
+            forms = ops.sign_forms(x, case.y, terms, ops.PERMUTATION, 1, 50)
+            resolved = ops.resolve(x, case.y, fm.Gaussian("median").terms())
+            batch = ops.mmd2(x.detach().view(4, 100, 24), case.y.view(4, 75, 24), None, None, terms)
+            results.append([out, gradient, *forms[:3], resolved, batch])
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
 # --- torch.compile and export --------------------------------------------------------------------
 
 
@@ -507,6 +658,27 @@ def test_compile_loss(compiled) -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
     with torch.no_grad():
         assert torch.equal(faster(x, y), loss(x, y))
+
+
+def test_compile_below_the_surface(compiled) -> None:
+    """Batches, products in parts, kernel sums and statistics, each in one graph."""
+    cases = batch_of("mixture", (3, 12, 9, 5), dtype=torch.float64)
+    x, y = (torch.stack([getattr(case, name) for case in cases]) for name in ("x", "y"))
+    v = torch.randn(9, 2, dtype=torch.float64)
+    terms = cases[0].terms()._replace(coefficients=torch.ones(4, dtype=torch.float64))
+
+    def run(x: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        values = ops.mmd2(2 * x, y, None, None, terms, estimator=3, size=4)
+        sums = ops.kernel_sum(3 * x[0], y[0], v, terms)
+        return values.sum() + sums.square().sum(), ops.resolve(x, y, terms)
+
+    x, v = x.requires_grad_(), v.requires_grad_()
+    results = []
+    for function in (run, compiled(run)):
+        value, resolved = function(x, v)
+        results.append([value, resolved, *torch.autograd.grad(value, [x, v])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
 
 
 def test_compile_sees_errors(compiled) -> None:
@@ -590,6 +762,82 @@ def test_vmap(batch) -> None:
     expected = torch.stack([gradient(a, y) for a in x])
     assert torch.equal(gradients, expected)
     assert torch.equal(total, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_vmap_is_one_native_call(calls: list[str], weighted: bool) -> None:
+    cases = batch_of("gaussian", (4, 12, 9, 5), dtype=torch.float64, weighted=True)
+    x, y, p, q = (
+        torch.stack([getattr(case, name) for case in cases])
+        for name in ("x", "y", "x_weights", "y_weights")
+    )
+    kernel = cases[0].kernel
+    inputs, in_dims = (x, y[0]), (0, None)
+    if weighted:
+        inputs, in_dims = (x.movedim(0, 1), y[0], p[0], q.T), (1, None, None, 1)
+
+    def run(*inputs: Tensor) -> Tensor:
+        x, y, p, q = (*inputs, None, None)[:4]
+        return fm.mmd2(x, y, kernel, "unbiased", p, q)
+
+    values = torch.func.vmap(run, in_dims)(*inputs)
+    assert calls == ["mmd2"]
+    gradients = torch.func.vmap(torch.func.grad(run, argnums=(0, 1)), in_dims)(*inputs)
+    assert calls == ["mmd2"] * 2
+    for b in range(4):
+        single = (x[b], y[0], p[0], q[b])[: len(inputs)]
+        assert torch.equal(values[b], run(*single))
+        expected = torch.func.grad(run, argnums=(0, 1))(*single)
+        assert all(torch.equal(g[b], e) for g, e in zip(gradients, expected, strict=True))
+
+
+def test_vmap_of_batches_and_of_kernels(calls: list[str]) -> None:
+    x, y = torch.randn(2, 3, 8, 4).double(), torch.randn(2, 3, 7, 4).double()
+    mapped = torch.func.vmap(fm.mmd2)(x, y)
+    assert calls == ["mmd2"]
+    assert torch.equal(mapped, torch.stack([fm.mmd2(a, b) for a, b in zip(x, y, strict=True)]))
+    twice = torch.func.vmap(torch.func.vmap(fm.mmd2))(x, y)
+    assert torch.equal(twice, mapped)
+    # a kernel for each element: one call for each
+    calls.clear()
+    terms = fm.Gaussian(1.0, (1,)).terms()
+    scales = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+
+    def of_scale(s: Tensor) -> Tensor:
+        return ops.mmd2(x[0, 0], y[0, 0], None, None, terms._replace(scales=s[None]))
+
+    values, slopes = torch.func.vmap(torch.func.grad_and_value(of_scale))(scales)[::-1]
+    assert calls == ["mmd2"] * 3
+    for i, s in enumerate(scales):
+        slope, value = torch.func.grad_and_value(of_scale)(s)
+        assert torch.equal(values[i], value)
+        assert torch.equal(slopes[i], slope)
+
+
+def test_func_of_kernel_sums(batch) -> None:
+    x, y = batch
+    v = torch.randn(9, 2, dtype=torch.float64)
+    terms = fm.Matern(2.5, 2.0).terms()
+
+    def form(x: Tensor, v: Tensor) -> Tensor:
+        return ops.kernel_sum(x, y, v, terms).square().sum()
+
+    def plain(x: Tensor, v: Tensor) -> Tensor:
+        return reference.kernel_sum(x, y, v, terms).square().sum()
+
+    for transform in (
+        lambda f: torch.func.vmap(f, (0, None)),
+        lambda f: torch.func.vmap(torch.func.grad(f, argnums=(0, 1)), (0, None)),
+        lambda f: lambda x, v: torch.func.jacrev(torch.func.jacrev(f))(x[0], v),
+        lambda f: lambda x, v: torch.func.jacrev(torch.func.grad(f, argnums=1), argnums=1)(x[0], v),
+    ):
+        results, expected = transform(form)(x, v), transform(plain)(x, v)
+        if isinstance(results, Tensor):
+            results, expected = (results,), (expected,)
+        for r, e in zip(results, expected, strict=True):
+            torch.testing.assert_close(r, e, rtol=0, atol=1e-12 * e.abs().max().item())
+    with pytest.raises(NotImplementedError, match=r"forward-mode.*kernel_sum"):
+        torch.func.jvp(lambda x: form(x, v), (x[0],), (x[0],))
 
 
 def test_hessians(batch) -> None:
