@@ -75,8 +75,7 @@ class RunningBandwidth(nn.Module):
     A call whose data hold NaN or infinity leaves it alone. In a batch [B, n, d] it is the mean
     over the B pairs of samples that counts.
 
-    Each process averages what it sees itself. In training mode, ``torch.func`` transforms cannot
-    update the buffers.
+    Each process averages what it sees itself.
 
     Args:
         heuristic: ``"mean"`` or ``"median"``, see :class:`Gaussian`.
@@ -90,6 +89,7 @@ class RunningBandwidth(nn.Module):
     Raises:
         ValueError: an unknown heuristic or a momentum out of range.
         TypeError: an argument of another type.
+        NotImplementedError: an update inside a transform of ``torch.func``.
 
     Example:
         >>> import torch
@@ -130,8 +130,19 @@ class RunningBandwidth(nn.Module):
         sound, count = new.isfinite(), self.num_batches_tracked
         momentum = 1 / (count + 1) if self.momentum is None else self.momentum
         moved = torch.where(count == 0, new, self.value + momentum * (new - self.value))
-        self.value.copy_(torch.where(sound, moved, self.value))
-        self.num_batches_tracked.add_(sound.to(count.dtype))
+        value, count = torch.where(sound, moved, self.value), count + sound
+        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+            self.value.copy_(value)
+            self.num_batches_tracked.copy_(count)
+            return
+        try:
+            self.value.copy_(value)
+            self.num_batches_tracked.copy_(count)
+        except RuntimeError as error:
+            raise NotImplementedError(
+                "a RunningBandwidth cannot be updated inside a transform of torch.func: call eval()"
+                " on it, or hand over its buffers with torch.func.functional_call"
+            ) from error
 
     def forward(self) -> Tensor:
         """The average of ``2 s^2``, a scalar.

@@ -384,6 +384,24 @@ def test_running_bandwidth_of_a_batch() -> None:
     torch.testing.assert_close(values, fm.mmd2(x, y, fixed))
 
 
+def test_running_bandwidth_inside_a_transform() -> None:
+    x, y = torch.randn(3, 8, 2), torch.randn(3, 9, 2)
+    kernel = fm.Gaussian(fm.RunningBandwidth())
+    batch = torch.func.vmap(lambda a, b: fm.mmd2(a, b, kernel))
+    gradient = torch.func.grad(lambda a: fm.mmd2(a, y[0], kernel))
+    for call in (lambda: batch(x, y), lambda: gradient(x[0])):
+        with pytest.raises(NotImplementedError, match=r"RunningBandwidth cannot be updated.*eval"):
+            call()
+    assert kernel.bandwidth.value.isnan()
+    assert kernel.bandwidth.num_batches_tracked == 0
+    fm.mmd2(x, y, kernel)
+    kernel.eval()
+    torch.testing.assert_close(batch(x, y), fm.mmd2(x, y, kernel))
+    leaf = x[0].clone().requires_grad_()
+    fm.mmd2(leaf, y[0], kernel).backward()
+    assert torch.equal(gradient(x[0]), leaf.grad)
+
+
 def test_running_bandwidth_holds_no_gradient() -> None:
     x, y = torch.randn(8, 3, requires_grad=True), torch.randn(9, 3)
     running = fm.RunningBandwidth()
