@@ -24,6 +24,7 @@ from fastmmd.stats import (
     two_sample_test,
     witness,
 )
+from fastmmd.stats._forms import exact, statistics
 
 KERNELS: dict[str, Callable[[], fm.Kernel]] = {
     "gaussian": lambda: fm.Gaussian("mean"),
@@ -206,6 +207,33 @@ def test_equal_statistics_of_discrete_data_are_ties(n: int, m: int, kernel: fm.K
     assert len(distinct) < 60
     ones = round(exact.statistic, 9)
     assert exact.pvalue == (1 + sum(round(v, 9) >= ones for v in exact.null.tolist())) / 500
+
+
+def test_rounding_is_small_beside_the_null_distribution() -> None:
+    """What counts as a tie costs no power, even where many features make distances alike."""
+    for n, m, d in ((1000, 1000, 2), (1000, 1000, 200), (2000, 50, 20)):
+        x, y = points(n, d), points(m, d, 1)
+        for kernel in (fm.Gaussian("mean"), fm.Energy()):
+            values, rounding = statistics(x, y, kernel.terms(), "permutation", False, 0, 99)
+            assert rounding < 0.02 * float(values.std())
+
+
+def test_repeated_points_are_compared_in_double_precision() -> None:
+    x, y = points(300, 4), points(200, 4, 1)
+    for z, w, dtype in (
+        (x, y, torch.float32),
+        (x.round(), y.round(), torch.float64),
+        (x.half()[:, :1], y.half()[:, :1], torch.float16),
+        ((4 * x.half()[:, :1]).round(), (4 * y.half()[:, :1]).round(), torch.float64),
+        (x[:30].repeat(3, 1), y[:30], torch.float64),
+        (x[:50].repeat(2, 1), y, torch.float32),
+        (1e6 + x, 1e6 + y, torch.float32),
+        (torch.ones(2, 1), torch.ones(2, 1), torch.float64),
+        (torch.zeros(1, 1), torch.ones(1, 1), torch.float32),
+    ):
+        for found, given in zip(exact(z, w), (z, w), strict=True):
+            assert found.dtype == dtype
+            assert torch.equal(found, given.to(dtype))
 
 
 def test_all_points_equal() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmmd.kernels import Kernel, as_kernel
 from fastmmd.stats._arrays import Array, like, samples, whole
-from fastmmd.stats._forms import METHODS, statistics
+from fastmmd.stats._forms import METHODS, exact, statistics
 
 __all__ = ["TwoSampleResult", "check_test", "checked_level", "two_sample_test"]
 
@@ -94,7 +94,8 @@ def two_sample_test(
     of threads.
 
     Statistics that differ by less than rounding can explain count as equal, hence as ``>=``. That
-    matters for tiny samples, where relabellings repeat, and for discrete data.
+    matters for tiny samples, where relabellings repeat, and for discrete data: where most points
+    are repeats of others, float64 is used throughout.
 
     Args:
         x: The first sample, [n, d]: a NumPy array or a tensor, of any real dtype. Integers are
@@ -175,7 +176,7 @@ def check_test(x: Any, y: Any, method: str, estimator: str) -> tuple[Tensor, Ten
             "x and y must have equally many points for method='wild_bootstrap', got"
             f" {len(a)} and {len(b)}"
         )
-    return a, b, unbiased
+    return *exact(a, b), unbiased
 
 
 def checked_level(level: float) -> float:
