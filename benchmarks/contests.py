@@ -306,7 +306,7 @@ def _estimators(threads: int, sizes: tuple[int, ...], d: int = 64) -> list[Conte
         contestants = [
             Contestant(peer, n, str(d), partial(on, function, exact, n))
             for peer, function in lanes
-            for n in sizes
+            for n in (sizes if name == "linear" else sizes[-2:])
         ]
         contests.append(Contest(f"{name} estimator", threads, tuple(contestants)))
     return contests
