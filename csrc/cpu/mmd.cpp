@@ -41,14 +41,17 @@ class Mmd2 {
 
   // A shift of all points adds terms to a linear kernel that depend on one of the points alone.
   // Every estimator counts them with signs that add up to zero, but for the unbiased one with
-  // weights, where the weights of the pairs of a point depend on its own.
-  static bool feels_no_shift(const Mmd2Args& args) {
-    const bool weighted = args.x.weights || args.y.weights;
+  // weights, where the weights of the pairs of a point depend on its own: so its gradient to the
+  // weights feels a shift even where they are equal.
+  static bool feels_no_shift(const Mmd2Args& args, const Mmd2Out& out) {
+    const bool weights_vary = out.v_x_weights || out.v_y_weights;
     return args.estimator != Estimator::cross && args.num_factors == 1 &&
-           !(args.estimator == Estimator::unbiased && weighted) &&
+           !(args.estimator == Estimator::unbiased && (is_weighted(args) || weights_vary)) &&
            std::all_of(args.terms, args.terms + args.num_terms,
                        [](const Term& t) { return t.family == Family::linear; });
   }
+
+  static bool is_weighted(const Mmd2Args& args) { return args.x.weights || args.y.weights; }
 
   // The diagonal of a lone radial kernel is known, and has no gradient.
   static bool diagonal_is_known(const Mmd2Args& args) {
@@ -67,7 +70,7 @@ class Mmd2 {
       block = reach(args) <= 64 ? 32 : reach(args) <= 256 ? 64 : 96;
       pairs = rows * double(2 * (block + reach(args)));
     }
-    return {feels_no_shift(args),
+    return {feels_no_shift(args, out),
             out.v_x || out.v_y,
             out.v_x_weights || out.v_y_weights,
             out.v_scales ? args.num_terms : 0,
@@ -137,7 +140,7 @@ class Mmd2 {
       if (!points_.plan.v[block.domain]) return;
       for (int l = 0; l < points_.plan.num_factors; ++l)
         points_.tiles.finish(points_.plan, points_.plan.factors[l], block);
-      if (vanishes())
+      if (gradient_vanishes())
         std::memset(points_.plan.v[block.domain] + block.start * points_.plan.d, 0,
                     size_t(block.rows) * points_.plan.d * sizeof(T));
     });
@@ -153,6 +156,15 @@ class Mmd2 {
 
   // The MMD of equal points is 0, which sums that round might not come to.
   bool vanishes() const { return args_.estimator != Estimator::cross && points_.all_equal(); }
+
+  // Nor has it a gradient, unless the pairs of a point with its own sample weigh something else
+  // than those with the other one, and the kernel has a slope there.
+  bool gradient_vanishes() const {
+    const bool even = args_.estimator != Estimator::unbiased || !is_weighted(args_);
+    return vanishes() &&
+           (even || std::all_of(args_.terms, args_.terms + args_.num_terms,
+                                [](const Term& t) { return geometry(t.family) != Geometry::dot; }));
+  }
 
   // Block sums to value, and what the chain rule adds for weights and terms.
   void combine() {
