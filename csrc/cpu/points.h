@@ -51,6 +51,7 @@ class Layout {
     unit_ = k.row_unit;
     lanes_ = k.lanes;
     fixed_ = block / unit_;
+    if (fixed_) block = fixed_ * unit_;
     if (!block) block = block_rows(rows_[0] + rows_[1], d, sizeof(T));
     for (int domain = 0; domain < 2; ++domain) {
       units_[domain] = round_up(rows_[domain], unit_) / unit_;
