@@ -1,0 +1,57 @@
+// The native core by itself: what the sanitizers run. Arguments name the groups to run.
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "core.h"
+
+namespace fastmmd::test {
+namespace {
+
+int passed = 0, failed = 0;
+
+const Group groups[] = {
+    {"families_and_estimators", families_and_estimators},
+    {"products", products},
+    {"units", units},
+    {"batches", batches},
+    {"kernel_sums", kernel_sums},
+    {"sign_vectors", sign_vectors},
+    {"forms_of_sign_vectors", forms_of_sign_vectors},
+    {"formats_of_inputs", formats_of_inputs},
+    {"degenerate_inputs", degenerate_inputs},
+    {"near_duplicates", near_duplicates},
+    {"scales_of_data", scales_of_data},
+    {"concurrent_calls", concurrent_calls},
+    {"interruptions", interruptions, false},
+    {"workspaces", workspaces},
+};
+
+bool wanted(const char* name, int count, char** names) {
+  for (int i = 1; i < count; ++i)
+    if (std::strcmp(names[i], name) == 0) return true;
+  return count <= 1;
+}
+
+}  // namespace
+
+void check(bool ok, const std::string& what) {
+  ok ? ++passed : ++failed;
+  if (!ok) std::fprintf(stderr, "FAILED (%s): %s\n", cpu::instruction_set(), what.c_str());
+}
+
+int run(int count, char** names) {
+  const std::string best = cpu::instruction_set();
+  for (const char* isa : {"baseline", "avx2", "avx512"}) {
+    if (!cpu::use_instruction_set(isa)) continue;
+    for (const Group& group : groups)
+      if (wanted(group.name, count, names) && (group.everywhere || isa == best)) group.run();
+  }
+  check(!cpu::use_instruction_set("abacus"), "an unknown instruction set is refused");
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed ? 1 : 0;
+}
+
+}  // namespace fastmmd::test
+
+int main(int count, char** names) { return fastmmd::test::run(count, names); }
