@@ -88,22 +88,26 @@ def check_points(
                 f"{name} must have at least 2 points for estimator={_NAMES[estimator]!r},"
                 f" got shape {_shape(t)}"
             )
-    both = f"{names[0]} and {names[1]}"
-    shapes = f"got {names[0]} of shape {_shape(x)} and {names[1]} of shape {_shape(y)}"
-    if x.ndim != y.ndim:
-        raise ValueError(f"{both} must be of one rank, {shapes}")
-    if x.ndim == 3 and x.shape[0] != y.shape[0]:
-        raise ValueError(f"{both} must be batches of one size, {shapes}")
-    if x.shape[-1] != y.shape[-1]:
-        raise ValueError(f"{both} must be of one width, {shapes}")
+    # The words cost more than the checks: they are put together when they are wanted.
+    same_batch = x.ndim == y.ndim and (x.ndim == 2 or x.shape[0] == y.shape[0])
+    if x.shape[-1] != y.shape[-1] or not same_batch:
+        if x.ndim != y.ndim:
+            wanted = "of one rank"
+        else:
+            wanted = "of one width" if same_batch else "batches of one size"
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be {wanted}, got {names[0]} of shape {_shape(x)} and"
+            f" {names[1]} of shape {_shape(y)}"
+        )
     if x.dtype != y.dtype:
         raise TypeError(
-            f"{both} must be of one dtype, got {names[0]} of {x.dtype} and {names[1]} of {y.dtype}"
+            f"{names[0]} and {names[1]} must be of one dtype, got {names[0]} of {x.dtype} and"
+            f" {names[1]} of {y.dtype}"
         )
     if x.device != y.device:
         raise ValueError(
-            f"{both} must be on one device, got {names[0]} on {x.device} and {names[1]} on"
-            f" {y.device}"
+            f"{names[0]} and {names[1]} must be on one device, got {names[0]} on {x.device} and"
+            f" {names[1]} on {y.device}"
         )
 
 

@@ -50,7 +50,7 @@ def result_dtype(x: Tensor) -> torch.dtype:
 
 def buffer(size: int, tail: int = 0) -> tuple[Tensor, int]:
     """Scratch space of so many bytes, and where ``tail`` float64 lie behind it."""
-    size = -(-size // 64) * 64
+    size = size + 63 & -64
     return torch.empty(size + 8 * tail, dtype=torch.uint8, device=CPU), size
 
 

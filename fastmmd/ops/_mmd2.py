@@ -114,9 +114,14 @@ def _run(
     """One call of the native core: the value, and the six gradients or None where not needed."""
     x, y, x_weights, y_weights, scales, coefficients = inputs
     families, shapes, units, factors, widths, estimator, size = constants
-    *batch, n, d = x.shape
-    m = y.shape[-2]
-    count = batch[0] if batch else 1
+    shape, other = x.shape, y.shape
+    n, d = shape[-2], shape[-1]
+    batch: tuple[int, ...] = ()
+    count = 1
+    if len(shape) == 3:
+        count = shape[0]
+        batch = (count,)
+    m = other[-2]
     terms = len(families)
     widths = widths or (d,)
     dtype = DTYPES[x.dtype]
@@ -125,9 +130,9 @@ def _run(
     v_x = v_y = v_x_weights = v_y_weights = v_scales = v_coefficients = None
     value = torch.empty(batch, dtype=result, device=CPU)
     if needs[0]:
-        v_x = torch.empty(x.shape, dtype=result, device=CPU)
+        v_x = torch.empty(shape, dtype=result, device=CPU)
     if needs[1]:
-        v_y = torch.empty(y.shape, dtype=result, device=CPU)
+        v_y = torch.empty(other, dtype=result, device=CPU)
     if x_weights is not None:
         x_weights = doubles(x_weights)
         if needs[2]:
@@ -144,7 +149,7 @@ def _run(
     # Behind the scratch space lie the factors that were used, should nobody ask for them.
     scratch, tail = buffer(
         native.mmd2_workspace(n, m, widths, count, dtype, estimator, size, threads, terms),
-        0 if resolved is not None else count * terms,
+        count * terms,
     )
     base = scratch.data_ptr()
     native.mmd2(
