@@ -37,7 +37,7 @@ GROWTH_FROM, GROWTH = 4096, 4.3
 IMPORT = 1.1
 # Times faster in the family, by (subject, peer).
 FAMILY_FASTER = {
-    ("permutation test by index", "by index"): 100,
+    ("1000 permutations", "permuting K by index"): 100,
     ("permutation test", "K @ V"): 1,
     ("compat.deepda", "(2n, 2n, d) differences"): 400,
     ("compat.tllib, five kernels", "one Gram matrix"): 6,
