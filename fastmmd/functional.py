@@ -54,16 +54,17 @@ def mmd2(
     - ``"incomplete"``: the mean of ``h(i, i + r)`` over ``r = 1, ..., R = num_superdiagonals`` and
       ``i < L - r``, in O(L R d).
 
-    The first three are equations (5), (3) and (8) of Gretton et al., "A kernel two-sample test"
-    (JMLR 2012); ``"block"`` is that of Zaremba, Gretton and Blaschko, "B-tests: low variance kernel
-    two-sample tests" (NeurIPS 2013); ``"incomplete"`` that of Schrab et al., "Efficient aggregated
-    kernel tests using incomplete U-statistics" (NeurIPS 2022). The n x m matrix of kernel values is
-    never written out: memory is O((n + m) d), and where a gradient is wanted it is made in the same
-    pass. The result does not depend on the number of threads, to the last bit.
+    ``"biased"`` and ``"unbiased"`` are equations (5) and (3) of Gretton et al., "A kernel two-sample
+    test" (JMLR 2012), ``"linear"`` is that of its section 6; ``"block"`` is that of Zaremba, Gretton
+    and Blaschko, "B-tests: low variance kernel two-sample tests" (NeurIPS 2013); ``"incomplete"``
+    that of Schrab et al., "Efficient aggregated kernel tests using incomplete U-statistics"
+    (NeurIPS 2022). The n x m matrix of kernel values is never written out: memory is O((n + m) d),
+    and where a gradient is wanted it is made in the same pass. The result does not depend on the
+    number of threads, to the last bit.
 
     Differentiable in x, y, the weights, and the tensor bandwidths and weights of the kernel; twice
     in eager mode, by a slower road. Heuristic bandwidths look at all n + m points whatever the
-    estimator, at those of each pair of a batch for themselves, and count as constants.
+    estimator, in a batch at those of each pair of samples by itself, and count as constants.
     ``torch.compile``, ``torch.export`` and ``torch.func`` take it. NaN or infinity in the data
     gives NaN; if all points are equal the result is 0, as are the gradients.
 
@@ -221,7 +222,7 @@ def witness(
 
     Where it is positive there is more of x, where it is negative more of y; of all functions of the
     unit ball of the kernel's space, it is in proportion to the one whose means over x and y differ
-    most (Gretton et al. 2012, section 2.3). The biased MMD^2 is its mean over x less that over y.
+    most (Gretton et al., JMLR 2012). The biased MMD^2 is its mean over x less that over y.
 
     Heuristic bandwidths look at x and y, not at ``at``. Differentiable in all tensors.
 

@@ -29,8 +29,8 @@ def joint_mmd2(
     r"""Squared MMD between the joint distributions of several layers, JMMD.
 
     Points are tuples of features of L layers, and the kernel is the product of one kernel for each
-    layer, ``k((f, g, ...), (f', g', ...)) = k_1(f, f') k_2(g, g') ...``: equation (8) of Long et
-    al., "Deep transfer learning with joint adaptation networks" (ICML 2017). All estimators of
+    layer, ``k((f, g, ...), (f', g', ...)) = k_1(f, f') k_2(g, g') ...``: that of Long et al.,
+    "Deep transfer learning with joint adaptation networks" (ICML 2017). All estimators of
     :func:`mmd2` are available. It is one pass over the pairs, with one inner product for each
     layer, and no matrix of kernel values.
 

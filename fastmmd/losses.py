@@ -17,7 +17,7 @@ from fastmmd.classwise import (
 from fastmmd.correlation import check_scaling, coral
 from fastmmd.functional import check_sizes, mmd2
 from fastmmd.joint import check_kernels, joint_mmd2
-from fastmmd.kernels import Energy, Gaussian, Kernel, as_kernel
+from fastmmd.kernels import Energy, Kernel, as_kernel
 
 
 class _Estimated(nn.Module):
@@ -127,7 +127,8 @@ class JointMMDLoss(_Estimated):
     """Squared MMD between the joint distributions of layers, see :func:`fastmmd.joint_mmd2`.
 
     Args:
-        kernels: one for each layer, two or more; ``Gaussian("mean")`` for each of two by default.
+        kernels: one for each layer, two or more; ``Gaussian("mean")`` for each by default, however
+            many there are.
         estimator: as for :class:`MMDLoss`.
         block_size: points of a block of ``"block"``.
         num_superdiagonals: of ``"incomplete"``.
@@ -155,9 +156,7 @@ class JointMMDLoss(_Estimated):
         num_superdiagonals: int | None = None,
     ) -> None:
         super().__init__(estimator, block_size, num_superdiagonals)
-        if kernels is None:
-            kernels = [Gaussian("mean"), Gaussian("mean")]
-        self.kernels = nn.ModuleList(check_kernels(kernels))
+        self.kernels = None if kernels is None else nn.ModuleList(check_kernels(kernels))
 
     def forward(
         self,
@@ -173,7 +172,7 @@ class JointMMDLoss(_Estimated):
         return joint_mmd2(
             x,
             y,
-            [cast(Kernel, kernel) for kernel in self.kernels],
+            None if self.kernels is None else [cast(Kernel, k) for k in self.kernels],
             self.estimator,
             x_weights,
             y_weights,

@@ -164,6 +164,15 @@ def test_compiled() -> None:
     assert torch.equal(*(torch.autograd.grad(v, x)[0] for v in values))
 
 
+def test_default_kernels_for_any_number_of_layers() -> None:
+    for count in (2, 3):
+        t = make(0, 9, 8, count, torch.float32)
+        kernels = [fm.Gaussian("mean")] * count
+        expected = fm.joint_mmd2(layers(t, "x"), layers(t, "y"), kernels)
+        assert torch.equal(fm.JointMMDLoss()(layers(t, "x"), layers(t, "y")), expected)
+    assert repr(fm.JointMMDLoss()) == "JointMMDLoss(estimator='biased')"
+
+
 def test_kernels_are_submodules() -> None:
     kernels = [fm.Gaussian(torch.nn.Parameter(torch.tensor(1.0))), fm.Energy()]
     loss = fm.JointMMDLoss(kernels)
