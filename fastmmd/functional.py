@@ -54,13 +54,13 @@ def mmd2(
     - ``"incomplete"``: the mean of ``h(i, i + r)`` over ``r = 1, ..., R = num_superdiagonals`` and
       ``i < L - r``, in O(L R d).
 
-    ``"biased"`` and ``"unbiased"`` are equations (5) and (3) of Gretton et al., "A kernel two-sample
-    test" (JMLR 2012), ``"linear"`` is that of its section 6; ``"block"`` is that of Zaremba, Gretton
-    and Blaschko, "B-tests: low variance kernel two-sample tests" (NeurIPS 2013); ``"incomplete"``
-    that of Schrab et al., "Efficient aggregated kernel tests using incomplete U-statistics"
-    (NeurIPS 2022). The n x m matrix of kernel values is never written out: memory is O((n + m) d),
-    and where a gradient is wanted it is made in the same pass. The result does not depend on the
-    number of threads, to the last bit.
+    The first two are equations (5) and (3) of Gretton et al., "A kernel two-sample test" (JMLR
+    2012), ``"linear"`` is from its section 6; ``"block"`` is from Zaremba, Gretton and Blaschko,
+    "B-tests: low variance kernel two-sample tests" (NeurIPS 2013), ``"incomplete"`` from Schrab et
+    al., "Efficient aggregated kernel tests using incomplete U-statistics" (NeurIPS 2022). The n x m
+    matrix of kernel values is never written out: memory is O((n + m) d), and where a gradient is
+    wanted it is made in the same pass. The result does not depend on the number of threads, to the
+    last bit.
 
     Differentiable in x, y, the weights, and the tensor bandwidths and weights of the kernel; twice
     in eager mode, by a slower road. Heuristic bandwidths look at all n + m points whatever the
