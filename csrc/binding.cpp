@@ -46,6 +46,10 @@ struct Terms {
     for (size_t t = 0; t < size; ++t) {
       if (families[t] < 0 || families[t] >= num_families || units[t] < 0 || units[t] > 4)
         throw py::value_error("families must be 0 to 9 and units 0 to 4");
+      const Unit unit = Unit(units[t]);
+      if (geometry(Family(families[t])) != Geometry::radial && unit != Unit::fixed &&
+          unit != Unit::width)
+        throw py::value_error("distances are the unit of radial families alone");
       terms[t] = {Family(families[t]), Unit(units[t]),   factors[t], 0, 1,
                   shapes[2 * t],       shapes[2 * t + 1]};
       if (scales) terms[t].scale = pointer<double>(scales)[t];
@@ -67,6 +71,7 @@ Problem problem(const Sample& x, const Sample& y, int dtype, const std::vector<i
                 const Terms* terms, uintptr_t resolved, uintptr_t workspace, int threads) {
   if (dtype < 0 || dtype > 3) throw py::value_error("dtype must be 0, 1, 2 or 3");
   if (x.rows < 1 || y.rows < 1) throw py::value_error("n and m must be positive");
+  if (threads < 1) throw py::value_error("threads must be positive");
   if (widths.empty() || widths.size() > size_t(max_factors))
     throw py::value_error("there must be 1 to " + std::to_string(max_factors) + " widths");
   for (int64_t width : widths)

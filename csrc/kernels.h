@@ -15,8 +15,8 @@
 //     terms  per term t: v_w[t] += a phi(c_t u), v_c[t] += a u phi'(c_t u), a the weight of the
 //     pair
 //
-// `Math` names the vector type V and supplies exp, log and sqrt for it. The numeric trap is r = 0:
-// the slope of some kernels in r = sqrt(D) is unbounded there and is taken as 0
+// `Math` names the vector type V and supplies exp, log1p and sqrt for it. The numeric trap is r =
+// 0: the slope of some kernels in r = sqrt(D) is unbounded there and is taken as 0
 // (Math::over_positive).
 #pragma once
 
@@ -198,23 +198,23 @@ struct RationalQuadratic {  // phi(t) = (1 + t / alpha)^(-alpha)
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
-    k += s.weight[0] * Math::exp(-s.shape * Math::log(T(1) + s.rate * D));
+    k += s.weight[0] * Math::exp(-s.shape * Math::log1p(s.rate * D));
   }
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void grad(V D, const Segment<T>& s, V& k, V& dk) {
-    const V base = T(1) + s.rate * D;
-    const V phi = Math::exp(-s.shape * Math::log(base));
+    const V u = s.rate * D;
+    const V phi = Math::exp(-s.shape * Math::log1p(u));
     k += s.weight[0] * phi;
-    dk += s.slope[0] * (phi / base);
+    dk += s.slope[0] * (phi / (T(1) + u));
   }
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
-    const V base = T(1) + s.rate * D;
-    const V phi = a * Math::exp(-s.shape * Math::log(base));
+    const V u = s.rate * D;
+    const V phi = a * Math::exp(-s.shape * Math::log1p(u));
     v_w[s.term[0]] += phi;
-    v_c[s.term[0]] -= D * (phi / base);
+    v_c[s.term[0]] -= D * (phi / (T(1) + u));
   }
 
   static double rate(double c, double alpha) { return c / alpha; }
@@ -250,29 +250,31 @@ struct Matern32 {  // phi(t) = (1 + q) exp(-q), q = sqrt(3 t)
   static double slope_factor(double c, double) { return -1.5 * c; }
 };
 
-struct Matern52 {  // phi(t) = (1 + q + q^2 / 3) exp(-q), q = sqrt(5 t)
+// phi(t) = (1 + q + q^2 / 3) exp(-q), q = sqrt(5 t); q^2 by itself could overflow where phi is 0.
+struct Matern52 {
   static constexpr bool radial = true;
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void eval(V D, const Segment<T>& s, V& k) {
     const V q = s.rate * Math::sqrt(D);
-    k += s.weight[0] * ((T(1) + q + T(1.0 / 3) * q * q) * Math::exp(-T(1) * q));
+    const V e = Math::exp(-T(1) * q), qe = q * e;
+    k += s.weight[0] * (e + qe + T(1.0 / 3) * q * qe);
   }
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void grad(V D, const Segment<T>& s, V& k, V& dk) {
     const V q = s.rate * Math::sqrt(D);
-    const V e = Math::exp(-T(1) * q);
-    k += s.weight[0] * ((T(1) + q + T(1.0 / 3) * q * q) * e);
-    dk += s.slope[0] * ((T(1) + q) * e);
+    const V e = Math::exp(-T(1) * q), qe = q * e;
+    k += s.weight[0] * (e + qe + T(1.0 / 3) * q * qe);
+    dk += s.slope[0] * (e + qe);
   }
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
     const V q = s.rate * Math::sqrt(D);
-    const V e = a * Math::exp(-T(1) * q);
-    v_w[s.term[0]] += (T(1) + q + T(1.0 / 3) * q * q) * e;
-    v_c[s.term[0]] -= T(5.0 / 6) * D * ((T(1) + q) * e);
+    const V e = a * Math::exp(-T(1) * q), qe = q * e;
+    v_w[s.term[0]] += e + qe + T(1.0 / 3) * q * qe;
+    v_c[s.term[0]] -= T(5.0 / 6) * D * (e + qe);
   }
 
   static double rate(double c, double) { return __builtin_sqrt(5 * c); }

@@ -67,7 +67,7 @@ class Mmd2 {
     int64_t block = 0;
     double pairs = rows * rows;
     if (is_masked(args.estimator)) {
-      block = reach(args) <= 64 ? 32 : reach(args) <= 256 ? 64 : 96;
+      block = reach(args) <= 64 ? 32 : reach(args) <= 256 ? 64 : reach(args) <= 1024 ? 96 : 192;
       pairs = rows * double(2 * (block + reach(args)));
     }
     return {feels_no_shift(args, out),
@@ -121,6 +121,7 @@ class Mmd2 {
     auto play = [&](int64_t i, int64_t j) {
       const Block I = layout.at(i), J = layout.at(j);
       if (I.domain == J.domain && args_.estimator == Estimator::cross) return;
+      if (!may_meet(I, J)) return;
       const double C = 1 / (I.domain == J.domain ? within_[I.domain] : across_);
       points_.tiles.tile(points_.plan, I, J, C, scratch, points_.sums + i * points_.row_of_sums);
     };
@@ -144,6 +145,14 @@ class Mmd2 {
         std::memset(points_.plan.v[block.domain] + block.start * points_.plan.d, 0,
                     size_t(block.rows) * points_.plan.d * sizeof(T));
     });
+  }
+
+  // Whether any pair of two blocks counts, as far as groups and bands tell.
+  bool may_meet(const Block& I, const Block& J) const {
+    const Pairs& pairs = points_.plan.pairs;
+    if (!pairs.masked()) return true;
+    const int64_t last = std::min(I.start + I.rows, pairs.used) - 1;
+    return pairs.first(I.start) < J.start + J.rows && J.start < pairs.last(last);
   }
 
   // How many blocks away a partner may be.
@@ -261,7 +270,8 @@ Mmd2Out element(const Mmd2Args& args, Mmd2Out out, int64_t b) {
   return out;
 }
 
-// An element that is worth one thread is done by one, side by side with others.
+// Elements are done side by side, by one thread each, where there are enough of them or they are
+// worth no more than one thread; else one after the other by the team.
 struct Batch {
   int threads;  // that take elements
   size_t workspace;
@@ -272,7 +282,7 @@ Batch batch(const Mmd2Args& args, const Mmd2Out& out) {
   Mmd2Args one = args;
   one.workspace = nullptr;
   const Mmd2<T> mmd2(one, out);
-  const bool alone = mmd2.threads() > 1 || args.batch == 1;
+  const bool alone = mmd2.threads() > 1 && args.batch < 2 * args.threads;
   return {alone ? 1 : int(std::min<int64_t>(args.threads, args.batch)),
           size_t(round_up(int64_t(mmd2.workspace()), Arena::line))};
 }
@@ -284,14 +294,23 @@ void run(const Mmd2Args& args, const Mmd2Out& out) {
   Team team(args.interrupted, args.interrupted_context);
   Phase elements;
   team.run(batch.threads, [&](int rank) {
+    struct Asked {
+      Team& team;
+      int rank;
+    } asked = {team, rank};
     team.share(elements, rank, args.batch, [&](int64_t b) {
       Mmd2Args one = element(args, b);
       one.workspace = static_cast<char*>(args.workspace) + rank * batch.workspace;
-      if (batch.threads > 1) {  // the team asks for itself
-        one.threads = 1;
-        one.interrupted = nullptr;
+      if (batch.threads > 1) one.threads = 1;
+      one.interrupted = [](void* context) {  // whoever may ask the caller tells the others
+        const Asked& a = *static_cast<Asked*>(context);
+        return !a.team.go_on(a.rank);
+      };
+      one.interrupted_context = &asked;
+      try {
+        Mmd2<T>(one, element<T>(args, out, b)).run();
+      } catch (const Interrupted&) {  // the team has stopped; nothing may be thrown out of it
       }
-      Mmd2<T>(one, element<T>(args, out, b)).run();
     });
   });
   if (team.stopped()) throw Interrupted();

@@ -122,7 +122,7 @@ class Arena {
 template <class T>
 class FactorPoints {
  public:
-  Factor<T> factor;
+  Factor<T> factor{};
   int exponent = 0;  // rows are scaled by 2^-exponent
   bool all_equal = false;
 
@@ -229,7 +229,8 @@ class FactorPoints {
       const bool all = unit == Unit::x_median;
       median_[all].run(
           team, rank, tile_kernels<T>(), plan, factor, all ? layout_->blocks(0) : layout_->blocks(),
-          all, scratch, [this](int64_t b) { return layout_->at(b); }, counts_at);
+          all, rank == 0 ? mean_distance() : 0, scratch,
+          [this](int64_t b) { return layout_->at(b); }, counts_at);
     }
   }
 
@@ -262,11 +263,11 @@ class FactorPoints {
       for (int64_t k = 0; k < factor.d; ++k) offset = std::max(offset, std::abs(origin_[k]));
       largest += offset;
     }
-    // Beyond these bounds the scale itself would leave the range of T.
-    constexpr int bound = sizeof(T) == 4 ? 120 : 500;
-    exponent = largest == 0 || !std::isfinite(largest)
-                   ? 0
-                   : std::clamp(std::ilogb(largest), -bound, bound);
+    // Just as much as brings the squares of all rows, and their differences', into the range of T:
+    // bandwidths are scaled with them, and have a range of their own.
+    constexpr int margin = sizeof(T) == 4 ? 40 : 400;
+    const int size = largest == 0 || !std::isfinite(largest) ? 0 : std::ilogb(largest);
+    exponent = size > margin ? size - margin : size < -margin ? size + margin : 0;
     factor.scale = T(std::ldexp(1.0, -exponent));
   }
 

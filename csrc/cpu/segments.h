@@ -62,11 +62,17 @@ class Kernel {
   }
 
  private:
+  // In the range of T with room to spare: a distance of 0 times infinity would be no number.
+  static T finite(double value) {
+    constexpr double most = double(std::numeric_limits<T>::max()) / 16;
+    return T(value > most ? most : value < -most ? -most : value);
+  }
+
   Segment<T>& open(const Term& term, double scale) {
     Segment<T>& segment = segments_[num_segments_++];
     segment.family = term.family;
     dispatch(term.family,
-             [&](auto family) { segment.rate = T(decltype(family)::rate(scale, term.p)); });
+             [&](auto family) { segment.rate = finite(decltype(family)::rate(scale, term.p)); });
     segment.shape = T(term.family == Family::polynomial ? term.q : term.p);
     segment.degree = term.family == Family::polynomial ? int(term.p) : 0;
     segment.length = 0;
@@ -79,7 +85,7 @@ class Kernel {
     dispatch(segment.family,
              [&](auto family) { factor = decltype(family)::slope_factor(scale, terms[t].p); });
     segment.weight[q] = T(terms[t].coefficient);
-    segment.slope[q] = T(terms[t].coefficient * factor);
+    segment.slope[q] = finite(terms[t].coefficient * factor);
     segment.term[q] = t;
   }
 

@@ -142,16 +142,18 @@ struct Simd {
 
   static FASTMMD_INLINE V exp(V x) { return Many<T, 1>::exp({{x}}).part[0]; }
 
-  // log(x) for x >= 1, absolute error about one unit in the last place of 1 + log(x).
+  // log(1 + u) for u >= 0, relative error a few units in the last place.
   //
-  // x = 2^n m with sqrt(1/2) <= m < sqrt(2), and log(m) = 2 atanh(s) = 2 (s + s^3/3 + s^5/5 + ...),
+  // 1 + u = x + e, x rounded and e / x the first term of what that leaves out. x = 2^n m with
+  // sqrt(1/2) <= m < sqrt(2), and log(m) = 2 atanh(s) = 2 (s + s^3/3 + s^5/5 + ...),
   // s = (m - 1) / (m + 1), |s| < 0.172. Infinity and NaN stay what they are.
-  static FASTMMD_INLINE V log(V x) {
+  static FASTMMD_INLINE V log1p(V u) {
     constexpr bool single = sizeof(T) == 4;
     constexpr int exponent = single ? 23 : 52, bias = single ? 127 : 1023;
     constexpr typename Bits<T>::type one = typename Bits<T>::type(bias) << exponent;
     constexpr T ln2 = T(0.69314718055994530942), root2 = T(1.41421356237309504880);
     constexpr T largest = single ? T(3.40282346638528859812e38) : T(1.79769313486231570815e308);
+    const V x = 1 + u;
     const I bits = I(x);
     constexpr typename Bits<T>::type fraction = (typename Bits<T>::type(1) << exponent) - 1;
     const V mantissa = V((bits & fraction) | one);
@@ -163,7 +165,8 @@ struct Simd {
     V series = T(1.0 / (single ? 11 : 23)) + V{};
 #pragma GCC unroll 16
     for (int k = single ? 9 : 21; k >= 3; k -= 2) series = T(1.0) / k + z * series;
-    const V result = ln2 * count + (2 * s + 2 * s * (z * series));
+    const V left_out = (u - (x - 1)) / x;
+    const V result = ln2 * count + (2 * s + (2 * s * (z * series) + left_out));
     return x <= largest ? result : x;
   }
 };
@@ -225,8 +228,8 @@ struct Many {
   static FASTMMD_INLINE Many sqrt(const Many& a) {
     return each([&](int u) { return S::sqrt(a.part[u]); });
   }
-  static FASTMMD_INLINE Many log(const Many& a) {
-    return each([&](int u) { return S::log(a.part[u]); });
+  static FASTMMD_INLINE Many log1p(const Many& a) {
+    return each([&](int u) { return S::log1p(a.part[u]); });
   }
   static FASTMMD_INLINE Many over_positive(const Many& a, const Many& b) {
     return each([&](int u) { return S::over_positive(a.part[u], b.part[u]); });

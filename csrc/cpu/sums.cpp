@@ -16,6 +16,9 @@ class KernelSum {
                points_.tiles.panel_vectors};
     rows_ = layout.end_row(1) - layout.first_row(1);
     v_ = points_.arena.template take<T>(rows_ * panels_.vectors * points_.tiles.lanes);
+    // Few blocks of x are shared by cutting y, too, into parts whose sums are added in order.
+    parts_ = std::clamp<int64_t>(16 / layout.blocks(0), 1, layout.blocks(1));
+    partial_ = points_.arena.template take<T>((parts_ - 1) * args.x.rows * args.columns);
   }
 
   size_t workspace() const { return points_.arena.bytes(); }
@@ -43,17 +46,30 @@ class KernelSum {
     points_.team.share(packing_, rank, blocks - first,
                        [&](int64_t b) { pack(layout.at(first + b)); });
     const Scratch<T> scratch = points_.scratch(rank);
-    points_.team.share(summing_, rank, first, [&](int64_t i) {
-      const Block I = layout.at(i);
-      T* out = static_cast<T*>(args_.out) + I.start * columns;
+    points_.team.share(summing_, rank, first * parts_, [&](int64_t task) {
+      const Block I = layout.at(task / parts_);
+      const int64_t part = task % parts_, count = blocks - first;
+      T* out = sums_of(part) + I.start * columns;
       std::memset(out, 0, size_t(I.rows) * columns * sizeof(T));
-      for (int64_t j = first; j < blocks && points_.team.go_on(rank); ++j) {
+      const int64_t end = first + (part + 1) * count / parts_;
+      for (int64_t j = first + part * count / parts_; j < end && points_.team.go_on(rank); ++j) {
         const Block J = layout.at(j);
         points_.tiles.values(points_.plan, I, J, scratch);
         points_.tiles.multiply(I, J, scratch, panels_, v_, rows_, J.row - layout.first_row(1), out,
                                columns);
       }
     });
+    points_.team.share(adding_, rank, parts_ > 1 ? first : 0, [&](int64_t i) {
+      const Block I = layout.at(i);
+      T* out = sums_of(0) + I.start * columns;
+      for (int64_t part = 1; part < parts_; ++part)
+        for (int64_t k = 0; k < I.rows * columns; ++k)
+          out[k] += sums_of(part)[I.start * columns + k];
+    });
+  }
+
+  T* sums_of(int64_t part) const {
+    return part ? partial_ + (part - 1) * args_.x.rows * args_.columns : static_cast<T*>(args_.out);
   }
 
   void pack(const Block& J) {
@@ -72,9 +88,10 @@ class KernelSum {
   const KernelSumArgs args_;
   Points<T> points_;
   Panels panels_;
-  int64_t rows_;
-  T* v_;  // [panels][rows of y, padded][width * lanes]
-  Phase packing_, summing_;
+  int64_t rows_, parts_;
+  T* v_;        // [panels][rows of y, padded][width * lanes]
+  T* partial_;  // [parts - 1][n, columns]
+  Phase packing_, summing_, adding_;
 };
 
 // A stream of random numbers of its own for each vector: splitmix64, whose outputs pass the usual

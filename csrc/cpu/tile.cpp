@@ -53,6 +53,15 @@ struct Loop : Values<T> {
     }
   }
 
+  // A pair that does not count must not overflow, as infinity times 0 is no number: its inner
+  // product becomes 0. (Distances overflow nothing: radial kernels are bounded or grow slowly.)
+  static FASTMMD_INLINE void silence(const T* weights, int64_t ld, T* row) {
+    for (int64_t j = 0; j < ld; j += lanes) {
+      const V u = S::load(row + j);
+      S::store(row + j, S::load(weights + j) == 0 ? u * 0 : u);
+    }
+  }
+
   // ---- gradient weights of one row ----
 
   // What one row of gradient weights leaves behind beside itself.
@@ -159,6 +168,7 @@ struct Loop : Values<T> {
       T* row = scratch.tiles + i * ld;
       const T a = plan.weights[I.row + i];
       pair_weights(plan, I, J, i, ld, weights);
+      if constexpr (!radial) silence(weights, ld, row);
       const T slope = T(slope_of(radial, C, a));
       Pull pulled = pull(f, I, J, i, scratch.column_pulls, scratch);
       V row_sum{};
@@ -238,10 +248,13 @@ struct Loop : Values<T> {
     for (int64_t i = 0; i < I.rows; ++i) {
       const T a = plan.weights[I.row + i];
       pair_weights(plan, I, J, i, ld, weights);
-      for (int l = 0; l < plan.num_factors; ++l)
-        Values<T>::template row_values<grad>(
-            plan.factors[l], scratch.tiles + l * scratch.tile + i * ld, ld,
-            scratch.values + l * scratch.block, scratch.slopes + l * scratch.block);
+      for (int l = 0; l < plan.num_factors; ++l) {
+        T* row = scratch.tiles + l * scratch.tile + i * ld;
+        if (plan.factors[l].geometry != Geometry::radial) silence(weights, ld, row);
+        Values<T>::template row_values<grad>(plan.factors[l], row, ld,
+                                             scratch.values + l * scratch.block,
+                                             scratch.slopes + l * scratch.block);
+      }
       V row_sum{};
       for (int64_t j = 0; j < ld; j += lanes) {
         V k = S::load(scratch.values + j);

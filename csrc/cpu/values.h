@@ -161,18 +161,18 @@ struct Values : Statistics<T> {
       spread_rows<W>(B, signs + B.row, minus, room);
       if (A.row != B.row) spread_rows<W>(A, signs + A.row, minus, a);
       const T* const left = A.row != B.row ? a : room;
-      V total[W] = {};
       for (int64_t i = 0; i < A.rows; i += R) {
-        V acc[R][W] = {};
+        V acc[R][W] = {}, total[W] = {};
         Q::template weigh<W, false>(scratch.tiles + i * ld, ld, B.rows, room, acc);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
           for (int v = 0; v < W; ++v)
             total[v] += acc[r][v] * S::load(left + ((i + r) * W + v) * lanes);
+        T line[W * lanes];
+        for (int v = 0; v < W; ++v) S::store(line + v * lanes, total[v]);
+        for (int k = 0; k < W * lanes; ++k) sums[k] += factor * double(line[k]);
       }
-      for (int v = 0; v < W; ++v)
-        for (int u = 0; u < lanes; ++u) sums[v * lanes + u] += factor * double(total[v][u]);
     });
   }
 };
