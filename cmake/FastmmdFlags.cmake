@@ -21,6 +21,10 @@ target_compile_options(
 
 if(FASTMMD_SANITIZE)
   set(_sanitize -fsanitize=${FASTMMD_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+  # Checks written out at every access of the unrolled tile loops take GCC minutes to optimise.
+  if(FASTMMD_SANITIZE MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND _sanitize -O1 "SHELL:--param asan-instrumentation-with-call-threshold=0")
+  endif()
   target_compile_options(fastmmd_flags INTERFACE ${_sanitize})
   target_link_options(fastmmd_flags INTERFACE ${_sanitize})
 endif()
