@@ -51,7 +51,7 @@ std::vector<Case> all_estimators(const Case& like) {
     c.estimator = estimator;
     c.size = size;
     c.weighted = weighted;
-    c.name += std::string(", ") + name(estimator) + (size ? " " + std::to_string(size) : "") +
+    c.name += std::string(", ") + name(estimator) + " " + std::to_string(size) +
               (weighted ? " weighted" : "");
     cases.push_back(c);
   };
