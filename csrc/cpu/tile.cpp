@@ -159,6 +159,7 @@ struct Loop : Values<T> {
     const int64_t ld = int64_t(J.vectors) * lanes;
     T* const weights = scratch.weights;
     T* const column_sums = plan.potentials ? scratch.column_sums : nullptr;
+    const bool silent = diagonal || !column_sums;  // the gradient to a weight of 0 has its pairs
     std::memcpy(weights, plan.weights + J.row, ld * sizeof(T));
     if constexpr (grad && radial) std::memset(scratch.column_pulls, 0, ld * sizeof(T));
     if (column_sums) std::memset(column_sums, 0, ld * sizeof(T));
@@ -168,7 +169,7 @@ struct Loop : Values<T> {
       T* row = scratch.tiles + i * ld;
       const T a = plan.weights[I.row + i];
       pair_weights(plan, I, J, i, ld, weights);
-      if constexpr (!radial) silence(weights, ld, row);
+      if (!radial && silent) silence(weights, ld, row);
       const T slope = T(slope_of(radial, C, a));
       Pull pulled = pull(f, I, J, i, scratch.column_pulls, scratch);
       V row_sum{};
@@ -240,6 +241,7 @@ struct Loop : Values<T> {
     const int64_t ld = int64_t(J.vectors) * lanes;
     T* const weights = scratch.weights;
     T* const column_sums = plan.potentials ? scratch.column_sums : nullptr;
+    const bool silent = diagonal || !column_sums;  // the gradient to a weight of 0 has its pairs
     std::memcpy(weights, plan.weights + J.row, ld * sizeof(T));
     if (grad) std::memset(scratch.column_pulls, 0, plan.num_factors * scratch.block * sizeof(T));
     if (column_sums) std::memset(column_sums, 0, ld * sizeof(T));
@@ -250,7 +252,7 @@ struct Loop : Values<T> {
       pair_weights(plan, I, J, i, ld, weights);
       for (int l = 0; l < plan.num_factors; ++l) {
         T* row = scratch.tiles + l * scratch.tile + i * ld;
-        if (plan.factors[l].geometry != Geometry::radial) silence(weights, ld, row);
+        if (plan.factors[l].geometry != Geometry::radial && silent) silence(weights, ld, row);
         Values<T>::template row_values<grad>(plan.factors[l], row, ld,
                                              scratch.values + l * scratch.block,
                                              scratch.slopes + l * scratch.block);
