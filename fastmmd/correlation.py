@@ -29,8 +29,8 @@ def coral(
       adaptation" (AAAI 2016);
     - ``s / d^2`` for a positive number s.
 
-    DomainBed's loss is ``scaling="mean", mean_scaling=1``, that of the Transfer Learning Library
-    ``scaling=1 / 3, mean_scaling=1 / 3``.
+    The loss of DomainBed and of the Transfer Learning Library is ``scaling="mean",
+    mean_scaling=1``.
 
     Half inputs are taken to float32, under autocast too. Memory is O((n + m) d + d^2).
     Differentiable any number of times.
