@@ -478,7 +478,7 @@ def mmd2(
     number = ESTIMATORS[estimator]
     size = 0
     if number == BLOCK:
-        size = math.isqrt(paired) if block_size is None else block_size
+        size = max(2, math.isqrt(paired)) if block_size is None else block_size
     elif number == INCOMPLETE:
         size = min(100, paired - 1) if num_superdiagonals is None else num_superdiagonals
     return pair_sum(

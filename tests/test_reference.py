@@ -195,6 +195,15 @@ def test_all_superdiagonals_are_the_unbiased_estimate_without_the_paired_points(
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("paired", [2, 3, 4, 9])
+def test_default_size_of_blocks(paired: int) -> None:
+    case = make_case(0, paired, paired + 3, 2, dtype=torch.float64)
+    value = reference.mmd2(case.x, case.y, case.kernel, "block")
+    size = max(2, math.isqrt(paired))
+    assert torch.equal(value, reference.mmd2(case.x, case.y, case.kernel, "block", block_size=size))
+    assert float(value) == pytest.approx(float(fm.mmd2(case.x, case.y, case.kernel, "block")))
+
+
 def product(*kernels: fm.Kernel) -> Terms:
     case = tolerance.Case(*torch.empty(2, 0), torch.nn.ModuleList(kernels), widths=())
     return case.terms()

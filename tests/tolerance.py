@@ -69,7 +69,7 @@ class Case:
         """Its parameter, 0 for those that have none."""
         paired = min(len(self.x), len(self.y))
         defaults = {
-            "block": {"block_size": math.isqrt(paired)},
+            "block": {"block_size": max(2, math.isqrt(paired))},
             "incomplete": {"num_superdiagonals": min(100, paired - 1)},
         }
         return next(iter((defaults.get(self.estimator, {"": 0}) | self.options).values()))
