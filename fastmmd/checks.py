@@ -49,7 +49,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def are_weights(weights: Tensor, positive: int = 1) -> bool:
-    """Whether all are finite, none is negative and ``positive`` or more are not zero."""  # TOOLONG
+    """Whether all are finite, none is negative and ``positive`` or more are not zero."""
     weights = weights.detach()
     low, high = torch.aminmax(weights)  # NaN if any is
     if not (low.item() >= 0 and 0 < high.item() < math.inf):
@@ -134,13 +134,25 @@ def check_weights(name: str, weights: Tensor, points: Tensor, estimator: int = B
     if not is_plain(weights):
         return
     positive = 2 if estimator == UNBIASED else 1
-    for i, row in enumerate(weights if weights.ndim == 2 else [weights]):
-        if not are_weights(row, positive):
-            of = f"[{i}]" if weights.ndim == 2 else ""
-            least = "at least two positive" if estimator == UNBIASED else "a positive sum"
-            raise ValueError(
-                f"{name}{of} must be finite and non-negative with {least}, got {row.detach()}"
-            )
+    row, of = weights.detach(), ""
+    if weights.ndim == 2:
+        unsound = _first_unsound(row, positive)
+        if unsound is None:
+            return
+        row, of = row[unsound], f"[{unsound}]"
+    elif are_weights(row, positive):
+        return
+    least = "at least two positive" if estimator == UNBIASED else "a positive sum"
+    raise ValueError(f"{name}{of} must be finite and non-negative with {least}, got {row}")
+
+
+def _first_unsound(weights: Tensor, positive: int) -> int | None:
+    """The first row of [B, n] that fails :func:`are_weights`."""
+    low, high = torch.aminmax(weights, dim=1)
+    sound = (low >= 0) & (high > 0) & (high < math.inf)
+    if positive > 1:
+        sound &= torch.count_nonzero(weights, 1) >= positive
+    return None if bool(sound.all()) else int(torch.argmin(sound.int()))
 
 
 def _shape(tensor: Tensor) -> list[int]:

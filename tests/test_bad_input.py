@@ -186,10 +186,18 @@ def test_sample_weights_of_a_batch() -> None:
     x, y = X.expand(2, 5, 3), Y.expand(2, 4, 3)
     parts = ("x_weights must be of shape [2, 5]", "got shape [5]")
     refused(ValueError, parts, lambda: fm.mmd2(x, y, x_weights=torch.ones(5)))
-    bad = torch.ones(2, 5)
-    bad[1] = 0
-    parts = ("x_weights[1] must be", "a positive sum")
-    refused(ValueError, parts, lambda: fm.mmd2(x, y, x_weights=bad))
+    good = torch.tensor([[1.0, 0, 0, 0, 1], [2, 0, 1, 0, 0]])
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert fm.mmd2(x, y, None, "unbiased", x_weights=good.to(dtype)).isfinite().all()
+        for value in (0, -1, NAN, INF):
+            bad = torch.ones(2, 5, dtype=dtype)
+            bad[1, 2:] = value
+            bad[1, :2] = 0
+            parts = ("x_weights[1] must be", "a positive sum", "got tensor([", str(value))
+            refused(ValueError, parts, lambda bad=bad: fm.mmd2(x, y, x_weights=bad))
+    good[0, 0] = 0
+    parts = ("x_weights[0] must be", "at least two positive")
+    refused(ValueError, parts, lambda: fm.mmd2(x, y, None, "unbiased", x_weights=good))
 
 
 def test_one_weight_has_no_unbiased_estimate() -> None:
