@@ -301,8 +301,9 @@ def fixed_terms(x: Tensor, y: Tensor, terms: Terms) -> Terms:
     """
     if all(unit == FIXED for unit in terms.units):
         return terms
+    # Of scales of 1, as a scale may be 0: that of an average bandwidth of 0 is.
     with torch.no_grad():
-        per_unit = ops.resolve(x, y, terms) / terms.scales
+        per_unit = ops.resolve(x, y, terms._replace(scales=torch.ones_like(terms.scales)))
     return terms._replace(scales=terms.scales * per_unit, units=(FIXED,) * len(terms.units))
 
 

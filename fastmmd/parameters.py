@@ -123,8 +123,7 @@ class RunningBandwidth(nn.Module):
 
         one = torch.ones(1, dtype=torch.float64, device="cpu")
         terms = Terms((GAUSSIAN,), one, one, (0.0, 0.0), (UNITS[self.heuristic],), (0,))
-        pairs = [(x, y)] if x.ndim == 2 else list(zip(x, y, strict=True))
-        inverse = torch.cat([ops.resolve(a.detach(), b.detach(), terms) for a, b in pairs])
+        inverse = ops.resolve(x, y, terms)
         # The inverse of a unit of 0 is given as 0.
         new = torch.where(inverse == 0, 0.0, 1 / inverse).mean().to(self.value)
         sound, count = new.isfinite(), self.num_batches_tracked

@@ -367,6 +367,12 @@ def test_running_bandwidth_of_equal_points() -> None:
     assert value.item() == 0
     assert not x.grad.any()
     assert running.value == 0
+    # A kernel of scale 0 is constant: the masses of the samples cancel in it.
+    x, y, mean = torch.randn(6, 3), torch.randn(5, 3), fm.Gaussian("mean")
+    both = (mean + fm.Gaussian(running)).eval()
+    torch.testing.assert_close(fm.witness(x, y, y, both), fm.witness(x, y, y, mean))
+    torch.testing.assert_close(fm.mmd2_variance(x, y, both), fm.mmd2_variance(x, y, mean))
+    running.train()
     fm.mmd2(torch.randn(4, 3), torch.ones(5, 3), fm.Laplacian(running))
     assert running.value > 0
 
