@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -184,14 +184,46 @@ class JointMMDLoss(_Estimated):
 class _Classwise(nn.Module):
     """What losses with classes have in common."""
 
+    _function: Callable[..., Tensor]
+
     def __init__(
-        self, num_classes: int, kernel: Kernel | None, presence: str, differentiate_classes: bool
+        self,
+        num_classes: int,
+        kernel: Kernel | None = None,
+        presence: str = "argmax",
+        differentiate_classes: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = check_num_classes(num_classes)
         self.kernel = as_kernel(kernel)
         self.presence = check_presence(presence)
         self.differentiate_classes = differentiate_classes
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        y_source: Tensor,
+        p_target: Tensor,
+        x_weights: Tensor | None = None,
+        y_weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of x [n, d] with labels [n] and y [m, d] with probabilities [m, C]: a scalar.
+
+        Either side may have labels or probabilities. Of batches of all of them it is [B].
+        """
+        return self._function(
+            x,
+            y,
+            y_source,
+            p_target,
+            self.num_classes,
+            self.kernel,
+            presence=self.presence,
+            x_weights=x_weights,
+            y_weights=y_weights,
+            differentiate_classes=self.differentiate_classes,
+        )
 
     def extra_repr(self) -> str:
         """What ``repr`` shows beside the kernel."""
@@ -227,40 +259,7 @@ class LocalMMDLoss(_Classwise):
         torch.Size([6, 8])
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        kernel: Kernel | None = None,
-        presence: str = "argmax",
-        differentiate_classes: bool = False,
-    ) -> None:
-        super().__init__(num_classes, kernel, presence, differentiate_classes)
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        y_source: Tensor,
-        p_target: Tensor,
-        x_weights: Tensor | None = None,
-        y_weights: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of x [n, d] with labels [n] and y [m, d] with probabilities [m, C]: a scalar.
-
-        Either side may have labels or probabilities. Of batches of all of them it is [B].
-        """
-        return local_mmd2(
-            x,
-            y,
-            y_source,
-            p_target,
-            self.num_classes,
-            self.kernel,
-            presence=self.presence,
-            x_weights=x_weights,
-            y_weights=y_weights,
-            differentiate_classes=self.differentiate_classes,
-        )
+    _function = staticmethod(local_mmd2)
 
 
 class ClassConditionalMMDLoss(_Classwise):
@@ -285,40 +284,7 @@ class ClassConditionalMMDLoss(_Classwise):
         True
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        kernel: Kernel | None = None,
-        presence: str = "argmax",
-        differentiate_classes: bool = False,
-    ) -> None:
-        super().__init__(num_classes, kernel, presence, differentiate_classes)
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        y_source: Tensor,
-        p_target: Tensor,
-        x_weights: Tensor | None = None,
-        y_weights: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of x [n, d] and y [m, d] with labels, or probabilities, of each: a scalar.
-
-        Of batches of all of them it is [B].
-        """
-        return class_conditional_mmd2(
-            x,
-            y,
-            y_source,
-            p_target,
-            self.num_classes,
-            self.kernel,
-            presence=self.presence,
-            x_weights=x_weights,
-            y_weights=y_weights,
-            differentiate_classes=self.differentiate_classes,
-        )
+    _function = staticmethod(class_conditional_mmd2)
 
 
 class CORALLoss(nn.Module):

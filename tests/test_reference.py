@@ -85,24 +85,7 @@ SIZES = {"block": {"block_size": 2}, "incomplete": {"num_superdiagonals": 3}}
     [("biased", False), ("biased", True), ("unbiased", False), ("unbiased", True)]
     + [(name, False) for name in ("linear", "block", "incomplete")],
 )
-@pytest.mark.parametrize(
-    "name",
-    [
-        "gaussian",
-        "laplacian",
-        "energy",
-        "mean",
-        "median",
-        "multiquadric",
-        "rational",
-        "matern32",
-        "matern52",
-        "polynomial",
-        "linear",
-        "cosine",
-        "mixture",
-    ],
-)
+@pytest.mark.parametrize("name", [*FAMILIES, "mean", "median", "mixture"])
 def test_loops(name: str, estimator: str, weighted: bool) -> None:
     case = make_case(0, 7, 5, 3, dtype=torch.float64, weighted=weighted)
     case.x[3] = 0  # without a direction

@@ -25,6 +25,7 @@ import fastmmd as fm
 from fastmmd import ops, reference
 from fastmmd.checks import CROSS
 from fastmmd.checks import ESTIMATORS as NUMBERS
+from fastmmd.joint import product_terms
 from fastmmd.terms import COSINE_SIMILARITY, DOT, RADIAL, Terms
 
 SEEDS = range(8)
@@ -51,15 +52,7 @@ class Case:
     def terms(self) -> Terms:
         if self.widths is None:
             return self.kernel.terms()
-        parts = [kernel.terms() for kernel in self.kernel]
-        return Terms(
-            sum((p.families for p in parts), ()),
-            torch.cat([p.scales for p in parts]),
-            torch.cat([p.coefficients for p in parts]),
-            sum((p.shapes for p in parts), ()),
-            sum((p.units for p in parts), ()),
-            sum(((i,) * len(p.families) for i, p in enumerate(parts)), ()),
-        )
+        return product_terms([kernel.terms() for kernel in self.kernel])
 
     def number(self) -> int:
         """The estimator as the layers below know it."""
