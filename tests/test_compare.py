@@ -650,8 +650,15 @@ def test_the_command_without_any_extra(samples: tuple[Any, Any], tmp_path: Path)
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C in the middle of the native pass."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(20000, 20)))
+    # A shell's background jobs ignore the signal, and what they start does.
+    program = """if True:
+        import signal, sys
+        from fastmmd.cli import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.exit(main())
+    """
     command = [
-        sys.executable, "-m", "fastmmd.cli", "compare", "a.npy", "a.npy", "--max-rows", "0",
+        sys.executable, "-c", program, "compare", "a.npy", "a.npy", "--max-rows", "0",
         "--permutations", "20000", "--threads", "1", "--output", "out",
     ]  # fmt: skip
     process = subprocess.Popen(

@@ -12,7 +12,9 @@ import torch
 from tolerance import make_case
 
 import fastmmd as fm
+from fastmmd.checks import BIASED
 from fastmmd.ops import native
+from fastmmd.terms import FIXED
 
 
 def test_build_info() -> None:
@@ -66,7 +68,9 @@ def test_instruction_sets_differ_in_the_last_bits_alone() -> None:
 
 
 def test_workspace_is_linear() -> None:
-    size = lambda n, d, t=2: native.mmd2_workspace(n, n, d, 0, t)  # noqa: E731
+    def size(n: int, d: int, threads: int = 2) -> int:
+        return native.mmd2_workspace(n, n, (d,), 1, 0, BIASED, 0, threads, (FIXED,))
+
     # the points once more, in whatever layout, and a number or two for each
     assert size(1 << 16, 64) <= 2 * (2 << 16) * (64 + 16) * 4
     # past 2^31 pairs and 2^31 numbers
@@ -77,10 +81,11 @@ def test_workspace_is_linear() -> None:
 
 
 def test_lists_of_different_lengths() -> None:
-    x = torch.randn(4, 3)
-    scales = torch.ones(2, dtype=torch.float64)
-    for families, shapes, units in (([0], [0.0] * 2, [0] * 2), ([], [], []), ([0] * 2, [0.0], [0])):
-        with pytest.raises(ValueError, match="families, shapes and units"):
-            torch.ops.fastmmd.mmd2(
-                x, x, None, None, scales, scales, families, shapes, units, False, [False] * 6
-            )
+    x, ones = torch.randn(4, 3), torch.ones(2, dtype=torch.float64)
+    two = {"families": [0] * 2, "shapes": [0.0] * 4, "units": [0] * 2, "factors": [0] * 2}
+    assert torch.ops.fastmmd.kernel_sum(x, x, x, ones, ones, *two.values(), [3])[0].isfinite().all()
+    for name in two:
+        for wrong in (two[name][:-1], two[name] * 2, []):
+            lists = (two | {name: wrong}).values()
+            with pytest.raises(ValueError, match="factors, families, shapes and units need one"):
+                torch.ops.fastmmd.kernel_sum(x, x, x, ones, ones, *lists, [3])

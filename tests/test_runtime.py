@@ -147,6 +147,7 @@ def test_the_interpreter_runs_on_during_a_call() -> None:
 INTERRUPT = """
     import os, signal, sys, threading, time, torch, fastmmd as fm
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     torch.set_num_threads({count})
     x, y = torch.randn(60000, 64, requires_grad=True), torch.randn(60000, 64)
     small = x[:500].detach(), y[:400]
