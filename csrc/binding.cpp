@@ -115,23 +115,17 @@ void release_and(const Run& run) {
   if (stopped) throw py::error_already_set();
 }
 
-// What sizes alone decide on: the terms are any that are as many.
-struct Sizes {
-  Sizes(const std::vector<int64_t>& widths, int count)
-      : terms(factors(widths, count), Lists(std::max<size_t>(count, widths.size()), 0), 0, 0,
-              std::vector<double>(2 * std::max<size_t>(count, widths.size())),
-              Lists(std::max<size_t>(count, widths.size()), 0)) {}
+// Terms of which only units and number matter; one for each factor at least.
+Terms any_terms(const std::vector<int64_t>& widths, Lists units = {int(Unit::fixed)}) {
+  const int count = int(std::max(units.size(), widths.size()));
+  units.resize(count, int(Unit::fixed));
+  Lists factors(count, int(widths.size()) - 1);
+  for (size_t l = 0; l < widths.size(); ++l) factors[l] = int(l);
+  return Terms(factors, Lists(count, 0), 0, 0, std::vector<double>(2 * count), units);
+}
 
-  static Lists factors(const std::vector<int64_t>& widths, int count) {
-    Lists list(std::max<size_t>(count, widths.size()), int(widths.size()) - 1);
-    for (size_t l = 0; l < widths.size(); ++l) list[l] = int(l);
-    return list;
-  }
-
-  Terms terms;
-};
-
-Mmd2Args mmd2_args(const Problem& problem, int64_t batch, int estimator, int64_t size) {
+Mmd2Args mmd2_args(const Problem& problem, int64_t batch, int estimator, int64_t size,
+                   int constant_factors = 0) {
   if (batch < 1) throw py::value_error("batch must be positive");
   if (estimator < 0 || estimator > 6) throw py::value_error("estimator must be 0 to 6");
   const int64_t least = std::min(problem.x.rows, problem.y.rows);
@@ -140,7 +134,9 @@ Mmd2Args mmd2_args(const Problem& problem, int64_t batch, int estimator, int64_t
       (e == Estimator::block && (size < 2 || size > least)) ||
       (e == Estimator::incomplete && (size < 1 || size >= least)))
     throw py::value_error("size does not fit the estimator and the samples");
-  return {problem, batch, e, size};
+  if (constant_factors < 0 || constant_factors >= problem.num_factors)
+    throw py::value_error("constant_factors must leave one that is not");
+  return {problem, batch, e, size, constant_factors};
 }
 
 void mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, const Strides& x_strides,
@@ -148,14 +144,14 @@ void mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, const Strides& x_strid
           uintptr_t y_weights, const std::vector<int64_t>& widths, const Lists& factors,
           const Lists& families, uintptr_t scales, uintptr_t coefficients,
           const std::vector<double>& shapes, const Lists& units, int estimator, int64_t size,
-          uintptr_t value, uintptr_t v_x, uintptr_t v_y, uintptr_t v_x_weights,
-          uintptr_t v_y_weights, uintptr_t v_scales, uintptr_t v_coefficients, uintptr_t resolved,
-          uintptr_t workspace, int threads) {
+          int constant_factors, uintptr_t value, uintptr_t v_x, uintptr_t v_y,
+          uintptr_t v_x_weights, uintptr_t v_y_weights, uintptr_t v_scales,
+          uintptr_t v_coefficients, uintptr_t resolved, uintptr_t workspace, int threads) {
   const Terms terms(factors, families, scales, coefficients, shapes, units);
   const Mmd2Args args =
       mmd2_args(problem(sample(x, n, x_strides, x_weights), sample(y, m, y_strides, y_weights),
                         dtype, widths, &terms, resolved, workspace, threads),
-                batch, estimator, size);
+                batch, estimator, size, constant_factors);
   const Mmd2Out out = {
       pointer<void>(value),           pointer<void>(v_x),           pointer<void>(v_y),
       pointer<double>(v_x_weights),   pointer<double>(v_y_weights), pointer<double>(v_scales),
@@ -164,12 +160,12 @@ void mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, const Strides& x_strid
 }
 
 size_t mmd2_workspace(int64_t n, int64_t m, const std::vector<int64_t>& widths, int64_t batch,
-                      int dtype, int estimator, int64_t size, int threads, int terms) {
-  const Sizes sizes(widths, terms);
+                      int dtype, int estimator, int64_t size, int threads, const Lists& units) {
+  const Terms terms = any_terms(widths, units);
   const Strides strides(2);
-  const Mmd2Args args = mmd2_args(problem(sample(0, n, strides), sample(0, m, strides), dtype,
-                                          widths, &sizes.terms, 0, 0, threads),
-                                  batch, estimator, size);
+  const Mmd2Args args = mmd2_args(
+      problem(sample(0, n, strides), sample(0, m, strides), dtype, widths, &terms, 0, 0, threads),
+      batch, estimator, size);
   double any[1];  // as if everything were wanted
   return cpu::workspace(args, {any, any, any, any, any, any, any});
 }
@@ -190,11 +186,11 @@ void kernel_sum(uintptr_t x, uintptr_t y, int64_t n, int64_t m, const Strides& x
 
 size_t kernel_sum_workspace(int64_t n, int64_t m, const std::vector<int64_t>& widths, int64_t p,
                             int dtype, int threads) {
-  const Sizes sizes(widths, 1);
+  const Terms terms = any_terms(widths);
   const Strides strides(2);
-  return cpu::workspace(KernelSumArgs{problem(sample(0, n, strides), sample(0, m, strides), dtype,
-                                              widths, &sizes.terms, 0, 0, threads),
-                                      nullptr, p, nullptr});
+  return cpu::workspace(KernelSumArgs{
+      problem(sample(0, n, strides), sample(0, m, strides), dtype, widths, &terms, 0, 0, threads),
+      nullptr, p, nullptr});
 }
 
 SignFormsArgs sign_forms_args(const Problem& problem, int scheme, uint64_t seed, int64_t count,
@@ -231,11 +227,11 @@ void sign_forms(uintptr_t x, uintptr_t y, int64_t n, int64_t m, const Strides& x
 
 size_t sign_forms_workspace(int64_t n, int64_t m, const std::vector<int64_t>& widths, int64_t count,
                             int dtype, int threads) {
-  const Sizes sizes(widths, 1);
+  const Terms terms = any_terms(widths);
   const Strides strides(2);
-  return cpu::workspace(sign_forms_args(problem(sample(0, n, strides), sample(0, m, strides), dtype,
-                                                widths, &sizes.terms, 0, 0, threads),
-                                        0, 0, count, 0, 0, 0, 0));
+  return cpu::workspace(sign_forms_args(
+      problem(sample(0, n, strides), sample(0, m, strides), dtype, widths, &terms, 0, 0, threads),
+      0, 0, count, 0, 0, 0, 0));
 }
 
 std::vector<std::string> instruction_sets() {
@@ -276,10 +272,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("mmd2", &mmd2, "x"_a, "y"_a, "n"_a, "m"_a, "x_strides"_a, "y_strides"_a, "batch"_a,
              "dtype"_a, "x_weights"_a, "y_weights"_a, "widths"_a, "factors"_a, "families"_a,
              "scales"_a, "coefficients"_a, "shapes"_a, "units"_a, "estimator"_a, "size"_a,
-             "value"_a, "v_x"_a, "v_y"_a, "v_x_weights"_a, "v_y_weights"_a, "v_scales"_a,
-             "v_coefficients"_a, "resolved"_a, "workspace"_a, "threads"_a);
+             "constant_factors"_a, "value"_a, "v_x"_a, "v_y"_a, "v_x_weights"_a, "v_y_weights"_a,
+             "v_scales"_a, "v_coefficients"_a, "resolved"_a, "workspace"_a, "threads"_a);
   module.def("mmd2_workspace", &mmd2_workspace, "n"_a, "m"_a, "widths"_a, "batch"_a, "dtype"_a,
-             "estimator"_a, "size"_a, "threads"_a, "terms"_a = max_terms);
+             "estimator"_a, "size"_a, "threads"_a, "units"_a);
   module.def("kernel_sum", &kernel_sum, "x"_a, "y"_a, "n"_a, "m"_a, "x_strides"_a, "y_strides"_a,
              "dtype"_a, "v"_a, "p"_a, "widths"_a, "factors"_a, "families"_a, "scales"_a,
              "coefficients"_a, "shapes"_a, "units"_a, "out"_a, "resolved"_a, "workspace"_a,

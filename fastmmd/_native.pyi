@@ -30,6 +30,7 @@ def mmd2(
     units: Sequence[int],  # [T]: numbers of fastmmd.kernels
     estimator: int,  # number of fastmmd.checks
     size: int,  # points of a block, or number of superdiagonals
+    constant_factors: int,  # how many, from the last, have gradients of 0 to their columns
     value: int,  # out, result type [batch]
     v_x: int,  # out, result type [batch, n, d], contiguous; 0 = not wanted
     v_y: int,  # out, result type [batch, m, d]; 0 = not wanted
@@ -50,7 +51,7 @@ def mmd2_workspace(
     estimator: int,
     size: int,
     threads: int,
-    terms: int = ...,  # at most 128
+    units: Sequence[int],
 ) -> int: ...
 def kernel_sum(
     x: int,  # [n, d], any strides

@@ -104,7 +104,7 @@ def local_mmd2(
     common = (source.present & target.present).to(source.values.dtype)
     share = common / common.sum(-1, keepdim=True).clamp(min=1).sqrt()
     v, w = (side.values * (side.factors * share) for side in (source, target))
-    return _sum(x, y, v, w, kernel, BIASED)
+    return _sum(x, y, v, w, kernel, BIASED, source.constant and target.constant)
 
 
 def class_conditional_mmd2(
@@ -175,11 +175,13 @@ def class_conditional_mmd2(
     count = common.sum(-1, keepdim=True)
     v, w = (side.values * (side.factors * common) for side in (source, target))
     centred = (v - v.sum(-1, keepdim=True) / count.clamp(min=1)) * common
-    between = -2 * _sum(x, y, centred / (count - 1).clamp(min=1), w, kernel, CROSS)
+    constant = source.constant and target.constant
+    v_between = centred / (count - 1).clamp(min=1)
+    between = -2 * _sum(x, y, v_between, w, kernel, CROSS, constant)
     if is_plain(x, y, y_source, p_target, x_weights, y_weights) and not bool((count == 1).any()):
         return between
     alone = (count == 1).to(v.dtype)
-    return between + _sum(x, y, v * alone, w * alone, kernel, BIASED)
+    return between + _sum(x, y, v * alone, w * alone, kernel, BIASED, constant)
 
 
 def check_presence(presence: str) -> str:
@@ -206,6 +208,7 @@ class _Memberships:
         factors: what makes their mean over the points 1; 0 of a class without any, [..., 1,
             num_classes].
         present: whether there is the class, [..., 1, num_classes].
+        constant: whether nothing is to be differentiated through them.
     """
 
     def __init__(
@@ -215,7 +218,11 @@ class _Memberships:
         num_classes: int,
         weights: Tensor | None,
         presence: str,
+        differentiate: bool,
     ) -> None:
+        self.constant = not differentiate and weights is None
+        if not differentiate:
+            classes = classes.detach()
         dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
         everyone = torch.arange(num_classes, device=points.device)
         soft = classes.is_floating_point()
@@ -230,7 +237,7 @@ class _Memberships:
         if not soft or presence == "mass":
             self.present = some
             return
-        best = classes.detach().argmax(-1)
+        best = classes.detach().max(-1).indices  # faster than argmax
         if weights is None:
             self.present = torch.zeros_like(some).scatter(-1, best.unsqueeze(-2), True)
         else:
@@ -258,11 +265,9 @@ def _memberships(
         check_weights("x_weights", x_weights, x, BIASED)
     if y_weights is not None:
         check_weights("y_weights", y_weights, y, BIASED)
-    if not differentiate:
-        y_source, p_target = y_source.detach(), p_target.detach()
     return (
-        _Memberships(x, y_source, num_classes, x_weights, presence),
-        _Memberships(y, p_target, num_classes, y_weights, presence),
+        _Memberships(x, y_source, num_classes, x_weights, presence, differentiate),
+        _Memberships(y, p_target, num_classes, y_weights, presence, differentiate),
     )
 
 
@@ -306,10 +311,16 @@ def _check_classes(name: str, classes: Tensor, points: Tensor, num_classes: int)
 
 
 def _sum(
-    x: Tensor, y: Tensor, v: Tensor, w: Tensor, kernel: Kernel | None, estimator: int
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    w: Tensor,
+    kernel: Kernel | None,
+    estimator: int,
+    constant: bool,
 ) -> Tensor:
-    """The estimator with ``k(x, y) <v, w>`` as its kernel."""
+    """The estimator with ``k(x, y) <v, w>`` as its kernel, with or without gradients to v and w."""
     terms = product_terms([as_kernel(kernel).terms_for(x, y), _CLASSES])
     widths = (x.shape[-1], v.shape[-1])
     x, y = torch.cat([x.to(v.dtype), v], -1), torch.cat([y.to(w.dtype), w], -1)
-    return ops.mmd2(x, y, None, None, terms, estimator, 0, widths)
+    return ops.mmd2(x, y, None, None, terms, estimator, 0, widths, int(constant))

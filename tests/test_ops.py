@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import textwrap
@@ -40,7 +41,7 @@ def arguments(case: Case, needs: bool | list[bool] = True) -> tuple[Any, ...]:
     inputs = (case.x, case.y, case.x_weights, case.y_weights, t.scales, t.coefficients)
     if isinstance(needs, bool):
         needs = [needs and i is not None for i in inputs]
-    return (*inputs, *map(list, constants), case.number(), case.size(), needs)
+    return (*inputs, *map(list, constants), case.number(), case.size(), 0, needs)
 
 
 def registered(*case: Any, **options: int) -> Tensor:
@@ -347,9 +348,11 @@ def test_native_calls(calls: list[str]) -> None:
 def test_opcheck(kernel: str, estimator: str, dtype: torch.dtype) -> None:
     weighted = estimator in ("biased", "unbiased")
     case = make_case(0, 6, 5, 4, kernel, estimator, dtype, weighted)
-    *inputs, families, shapes, units, factors, widths, number, size, needs = arguments(case)
+    *inputs, families, shapes, units, factors, widths, number, size, constant, needs = arguments(
+        case
+    )
     inputs = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    constants = families, shapes, units, factors, widths, number, size
+    constants = families, shapes, units, factors, widths, number, size, constant
     torch.library.opcheck(torch.ops.fastmmd.mmd2.default, (*inputs, *constants, needs))
     # without weights, and with a gradient to x alone
     inputs = [inputs[0], case.y, None, None, *(t.detach() for t in inputs[4:])]
@@ -368,9 +371,11 @@ def test_opcheck_product_and_batch() -> None:
     tensors = ("x", "y", "x_weights", "y_weights")
     stacked = {name: torch.stack([getattr(case, name)] * 3) for name in tensors}
     for c in (case, replace(case, **stacked)):
-        *inputs, families, shapes, units, factors, widths, number, size, needs = arguments(c)
+        *inputs, families, shapes, units, factors, widths, number, size, constant, needs = (
+            arguments(c)
+        )
         inputs = [t.detach().requires_grad_() for t in inputs]
-        constants = families, shapes, units, factors, widths, number, size
+        constants = families, shapes, units, factors, widths, number, size, constant
         torch.library.opcheck(torch.ops.fastmmd.mmd2.default, (*inputs, *constants, needs))
         full = torch.ops.fastmmd.mmd2(*(t.detach() for t in inputs), *constants, needs)
         tangents = [torch.randn_like(v) for v in full[1:7]]
@@ -388,8 +393,8 @@ NO_GRADIENT = ("test_schema", "test_faketensor", "test_autograd_registration")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_opcheck_backward(dtype: torch.dtype) -> None:
     case = make_case(0, 6, 5, 4, "bank", dtype=dtype, weighted=True)
-    *inputs, families, shapes, units, factors, widths, number, size, _ = arguments(case)
-    constants = families, shapes, units, factors, widths, number, size
+    *inputs, families, shapes, units, factors, widths, number, size, constant, _ = arguments(case)
+    constants = families, shapes, units, factors, widths, number, size, constant
     resolved = torch.rand(5, dtype=torch.float64)
     for g_x in (torch.randn(6, 4), None):
         tangents = (g_x, None, torch.randn(6).double(), None, None, torch.randn(5).double())
@@ -898,3 +903,23 @@ def test_missing_native_module_says_what_to_do(repository: Path) -> None:
     assert "ImportError: the native module of fastmmd cannot be imported" in run.stderr
     assert "undefined symbol: no such thing" in run.stderr
     assert "pip install" in run.stderr
+
+
+def test_constant_factors() -> None:
+    case = product_case()
+    tensors = [t.requires_grad_() for t in (case.x, case.y)]
+    run = functools.partial(ops.mmd2, *tensors, case.x_weights, case.y_weights, case.terms())
+    options = case.number(), case.size(), case.widths
+    every, some = run(*options), run(*options, 2)
+    assert torch.equal(every, some)
+    moving = case.widths[0]
+    first = [torch.autograd.grad(v, tensors, create_graph=True) for v in (every, some)]
+    for full, part in zip(*first, strict=True):
+        assert torch.equal(full[:, :moving], part[:, :moving])
+        assert not part[:, moving:].any()
+    # second derivatives of the features that move
+    penalties = [sum(g[:, :moving].square().sum() for g in gradients) for gradients in first]
+    second = [torch.autograd.grad(p, tensors) for p in penalties]
+    for full, part in zip(*second, strict=True):
+        torch.testing.assert_close(full[:, :moving], part[:, :moving])
+        assert not part[:, moving:].any()

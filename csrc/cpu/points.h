@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 #include "cpu/dispatch.h"
 #include "cpu/median.h"
@@ -128,7 +129,7 @@ class FactorPoints {
 
   // The workspace of the factor whose first column is `column`.
   void set(const Problem& problem, int64_t column, int l, const Layout<T>& layout, bool centred,
-           bool gradients, Arena& arena) {
+           bool gradients, bool packed, Arena& arena) {
     const TileKernels<T>& k = tile_kernels<T>();
     const int64_t d = problem.widths[l];
     problem_ = &problem;
@@ -147,15 +148,18 @@ class FactorPoints {
     for (int domain = 0; domain < 2; ++domain)
       chunks_[domain] = round_up(layout.rows(domain), chunk_rows) / chunk_rows;
 
-    factor.features = arena.take<T>(layout.padded_rows * factor.feature_panels.vectors * k.lanes);
-    factor.columns = arena.take<T>(layout.padded_rows * d);
-    factor.norms = arena.take<T>(layout.padded_rows);
+    const int64_t rows = packed ? layout.padded_rows : 0;
+    packed_ = packed;
+    factor.features = arena.take<T>(rows * factor.feature_panels.vectors * k.lanes);
+    factor.columns = arena.take<T>(rows * d);
+    factor.norms = arena.take<T>(rows);
     factor.pulls = arena.take<double>(gradients ? layout.padded_rows : 0);
     mean_ = arena.take<double>(d);
     factor.mean = mean_;
     origin_ = arena.take<double>(d);
     partial_ = arena.take<double>(chunks() * d);
     largest_ = arena.take<int64_t>(chunks());
+    squares_ = arena.take<double>(packed ? 0 : chunks());
   }
 
   Sample sample(int domain) const {
@@ -184,10 +188,9 @@ class FactorPoints {
     team.share(summing_, rank, chunks, [&](int64_t c) {
       double* sums = partial_ + c * d;
       std::fill_n(sums, d, 0.0);
-      const int domain = c >= chunks_[0];
-      const int64_t begin = (c - (domain ? chunks_[0] : 0)) * chunk_rows;
-      const int64_t end = std::min(begin + chunk_rows, layout_->rows(domain));
-      tiles.add_columns(sample(domain), dtype, d, origin_, begin, end, sums, largest_ + c);
+      const Chunk chunk = this->chunk(c);
+      tiles.add_columns(sample(chunk.domain), dtype, d, origin_, chunk.begin, chunk.end, sums,
+                        largest_ + c);
     });
     const double rows = double(layout_->rows(0) + layout_->rows(1));
     constexpr int64_t slice = 512;
@@ -200,11 +203,18 @@ class FactorPoints {
       for (int64_t k = begin; k < end; ++k)
         mean_[k] = centred_ ? origin_[k] + partial_[k] / rows : 0;
     });
+    team.share(squaring_, rank, packed_ || !wants(Unit::mean) ? 0 : chunks, [&](int64_t c) {
+      const Chunk chunk = this->chunk(c);
+      squares_[c] = tiles.squares(sample(chunk.domain), dtype, d, mean_, double(factor.scale),
+                                  chunk.begin, chunk.end);
+    });
   }
 
   // mean_{i != j} |z_i - z_j|^2 = (2 N sum |z_i|^2 - 2 |sum z_i|^2) / (N (N - 1)), in O(N d).
   double mean_distance() const {
     const double rows = double(layout_->rows(0) + layout_->rows(1));
+    if (!packed_)  // about the mean itself
+      return 2 * std::accumulate(squares_, squares_ + chunks(), 0.0) / (rows - 1);
     double norms = 0, lost = 0, center = 0;
     for (int64_t i = 0; i < layout_->padded_rows; ++i) {  // compensated: one row may be far out
       const double norm = double(factor.norms[i]) - lost, sum = norms + norm;
@@ -254,6 +264,16 @@ class FactorPoints {
 
   int64_t chunks() const { return chunks_[0] + chunks_[1]; }
 
+  struct Chunk {
+    int domain;
+    int64_t begin, end;
+  };
+  Chunk chunk(int64_t c) const {
+    const int domain = c >= chunks_[0];
+    const int64_t begin = (c - (domain ? chunks_[0] : 0)) * chunk_rows;
+    return {domain, begin, std::min(begin + chunk_rows, layout_->rows(domain))};
+  }
+
   void choose_scale(int64_t bits) {
     double largest;
     std::memcpy(&largest, &bits, sizeof largest);
@@ -273,12 +293,12 @@ class FactorPoints {
 
   const Problem* problem_;
   const Layout<T>* layout_;
-  bool centred_;
+  bool centred_, packed_;
   int64_t chunks_[2];
-  double *mean_, *origin_, *partial_;
+  double *mean_, *origin_, *partial_, *squares_;
   int64_t* largest_;
   Median<T> median_[2];
-  Phase reading_, summing_, centering_;
+  Phase reading_, summing_, centering_, squaring_;
 };
 
 // The points of a pass, and the room that its threads work in.
@@ -292,6 +312,7 @@ class Points {
     int terms;        // whose gradients are wanted: all, or 0
     int64_t block;    // rows of a block, 0 to choose
     double work;      // multiply-adds, in all
+    bool packed = true;  // if not, only what the mean distance needs is done
   };
 
   Points(const Problem& given, const Wants& wants)
@@ -304,7 +325,8 @@ class Points {
     const int L = problem.num_factors;
     int64_t column = 0;
     for (int l = 0; l < L; ++l) {
-      factor_points_[l].set(problem, column, l, layout, wants.centred, wants.gradients, arena);
+      factor_points_[l].set(problem, column, l, layout, wants.centred, wants.gradients,
+                            wants.packed, arena);
       column += problem.widths[l];
     }
     plan.d = column;
@@ -312,12 +334,13 @@ class Points {
     plan.lanes = tiles.lanes;
     plan.pairs = {};
     plan.factors = factors_;
-    plan.num_factors = L;
+    plan.num_factors = plan.num_moving = L;
     plan.num_terms = wants.terms;
     plan.v[0] = plan.v[1] = nullptr;
     plan.weights = arena.take<T>(layout.padded_rows);
     plan.potentials = wants.potentials ? arena.take<double>(layout.padded_rows) : nullptr;
     gradients_ = wants.gradients;
+    packed_ = wants.packed;
     row_of_sums = 2 + 2 * wants.terms;
     sums = arena.take<double>(layout.blocks() * row_of_sums);
     rounds = arena.take<std::atomic<int64_t>>(layout.blocks());
@@ -394,7 +417,7 @@ class Points {
         if (!gradients_) factors_[l].pulls = nullptr;
       }
     });
-    team.share(packing_, rank, layout.blocks(), [&](int64_t b) {
+    team.share(packing_, rank, packed_ ? layout.blocks() : 0, [&](int64_t b) {
       const Block block = layout.at(b);
       const int64_t padded = int64_t(block.vectors) * tiles.lanes;
       for (int l = 0; l < plan.num_factors; ++l) {
@@ -458,7 +481,7 @@ class Points {
     }
   }
 
-  bool gradients_;
+  bool gradients_, packed_;
   FactorPoints<T> factor_points_[max_factors];
   Factor<T> factors_[max_factors];
   Kernel<T> kernel_;

@@ -81,5 +81,21 @@ void add_columns(const Sample& x, Dtype dtype, int64_t d, const double* origin, 
   *largest = most;
 }
 
+double squares(const Sample& x, Dtype dtype, int64_t d, const double* mean, double scale,
+               int64_t begin, int64_t end) {
+  double sum = 0;
+  with_source(x, dtype, [&](auto data) {
+    for (int64_t i = begin; i < end; ++i) {
+      double row[8] = {};  // side by side, as one sum would be a chain
+      for_columns(data + i * x.row_stride, x.column_stride, 0, d, [&](int64_t k, auto v) {
+        const double z = scale * (double(v) - mean[k]);
+        row[k % 8] += z * z;
+      });
+      for (double part : row) sum += part;
+    }
+  });
+  return sum;
+}
+
 }  // namespace
 }  // namespace fastmmd::cpu::FASTMMD_ISA

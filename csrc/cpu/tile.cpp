@@ -253,9 +253,11 @@ struct Loop : Values<T> {
       for (int l = 0; l < plan.num_factors; ++l) {
         T* row = scratch.tiles + l * scratch.tile + i * ld;
         if (plan.factors[l].geometry != Geometry::radial && silent) silence(weights, ld, row);
-        Values<T>::template row_values<grad>(plan.factors[l], row, ld,
-                                             scratch.values + l * scratch.block,
-                                             scratch.slopes + l * scratch.block);
+        T* const values = scratch.values + l * scratch.block;
+        if (grad && l < plan.num_moving)
+          Values<T>::template row_values<true>(plan.factors[l], row, ld, values,
+                                               scratch.slopes + l * scratch.block);
+        else Values<T>::template row_values<false>(plan.factors[l], row, ld, values, nullptr);
       }
       V row_sum{};
       for (int64_t j = 0; j < ld; j += lanes) {
@@ -268,15 +270,14 @@ struct Loop : Values<T> {
       const double sum = double(S::sum(row_sum));
       total += double(a) * sum;
       if (plan.potentials) plan.potentials[I.row + i] += 2 * C * sum;
-      if (grad || plan.num_terms)
-        for (int l = 0; l < plan.num_factors; ++l)
-          factor_gradient<grad>(plan, l, I, J, i, a, copies, C, scratch, sums);
+      for (int l = 0; l < (plan.num_terms ? plan.num_factors : grad ? plan.num_moving : 0); ++l)
+        factor_gradient<grad>(plan, l, I, J, i, a, copies, C, scratch, sums);
     }
     sums[I.domain != J.domain] += copies * total;
     if (diagonal) return;
     add_columns_of_tile<false>(plan, J, C, scratch);
     if constexpr (grad)
-      for (int l = 0; l < plan.num_factors; ++l)
+      for (int l = 0; l < plan.num_moving; ++l)
         if (plan.factors[l].geometry == Geometry::radial)
           for (int64_t j = 0; j < J.rows; ++j)
             plan.factors[l].pulls[J.row + j] += double(scratch.column_pulls[l * scratch.block + j]);
@@ -297,7 +298,7 @@ struct Loop : Values<T> {
     }
     if (plan.num_terms)
       evaluate_terms(plan, f, row, scratch.others, ld, a, copies * C, scratch, sums);
-    if constexpr (grad) {
+    if (grad && l < plan.num_moving) {
       using W = Many<T, 1>;
       const bool radial = f.geometry == Geometry::radial;
       const T slope = T(slope_of(radial, C, a));
@@ -327,7 +328,7 @@ struct Loop : Values<T> {
   template <bool transposed>
   static void products(const Plan<T>& plan, const Block& out, const Block& summed, int64_t ld,
                        const Scratch<T>& scratch) {
-    for (int l = 0; l < plan.num_factors; ++l) {
+    for (int l = 0; l < plan.num_moving; ++l) {
       const Factor<T>& f = plan.factors[l];
       T* v = plan.v[out.domain] + out.start * plan.d + f.column;
       for (int64_t p = 0; p < f.feature_panels.count(); ++p)
@@ -359,6 +360,7 @@ struct Loop : Values<T> {
       .panel_vectors = tile_vectors,
       .read_row = read_row,
       .add_columns = add_columns,
+      .squares = squares,
       .pack = P::pack,
       .statistics = Q::statistics,
       .tile = tile,

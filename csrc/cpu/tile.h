@@ -89,6 +89,7 @@ struct Plan {
   Pairs pairs;
   const Factor<T>* factors;
   int num_factors;
+  int num_moving;      // the first so many have gradients to their columns
   T* weights;          // [padded_rows] a_i with mean 1 in each domain; 0 on padding
   double* potentials;  // [padded_rows] 2 C sum_j a_j k_ij; null if not wanted
   T* v[2];             // [rows, d] gradient of each domain; null if not wanted
@@ -124,6 +125,9 @@ struct TileKernels {
   // magnitude among the differences into *largest.
   void (*add_columns)(const Sample& x, Dtype dtype, int64_t d, const double* origin, int64_t begin,
                       int64_t end, double* sums, int64_t* largest);
+  // sum_ik (scale (x[i, k] - mean[k]))^2 over rows [begin, end).
+  double (*squares)(const Sample& x, Dtype dtype, int64_t d, const double* mean, double scale,
+                    int64_t begin, int64_t end);
   // Fills features, columns and norms for the rows of a block. x begins at the factor's columns.
   void (*pack)(const Plan<T>&, const Factor<T>&, const Sample& x, Dtype dtype, const Block&);
   // Squared distances or inner products of block I against block J, [rows, J.vectors * lanes].

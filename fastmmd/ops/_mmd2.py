@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import BIASED, is_plain
-from fastmmd.hessian import Pairs, hessian_product
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
@@ -40,9 +39,9 @@ _NAMES = ("x", "y", "x_weights", "y_weights", "scales", "coefficients")
 _NO_NEEDS = (False,) * 6
 _PARAMETERS = 4  # from here on the inputs are those that a batch shares
 
-# All others: families, shapes, units, factors, widths, estimator and size.
+# All others: families, shapes, units, factors, widths, estimator, size and constant_factors.
 _Constants = tuple[
-    Sequence[int], Sequence[float], Sequence[int], Sequence[int], Sequence[int], int, int
+    Sequence[int], Sequence[float], Sequence[int], Sequence[int], Sequence[int], int, int, int
 ]
 
 
@@ -55,6 +54,7 @@ def mmd2(
     estimator: int = BIASED,
     size: int = 0,
     widths: Sequence[int] | None = None,
+    constant_factors: int = 0,
 ) -> Tensor:
     """Squared MMD, differentiable, of arguments that have been checked; see :func:`fastmmd.mmd2`.
 
@@ -67,6 +67,8 @@ def mmd2(
         estimator: its number in :mod:`fastmmd.checks`.
         size: points of a block, or number of superdiagonals.
         widths: numbers of features of the factors of a product of kernels, with sum d.
+        constant_factors: how many of them, from the last, count as constant: the gradients to their
+            features are 0 then, and cost nothing.
 
     Returns:
         A scalar or [B]: float64 for float64 inputs, float32 otherwise.
@@ -81,9 +83,19 @@ def mmd2(
     if summands is not None:  # the MMD is linear in the kernel
         if x.dtype in (torch.float16, torch.bfloat16):
             x, y = x.float(), y.float()  # so that the gradients are rounded once, when added up
-        values = [mmd2(x, y, x_weights, y_weights, t, estimator, size, widths) for t in summands]
+        rest = (estimator, size, widths, constant_factors)
+        values = [mmd2(x, y, x_weights, y_weights, t, *rest) for t in summands]
         return torch.stack(values).sum(0)
-    constants = (families, shapes, units, factors, widths or (), estimator, size)
+    constants = (
+        families,
+        shapes,
+        units,
+        factors,
+        widths or (),
+        estimator,
+        size,
+        constant_factors,
+    )
     if plain:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
             return _ShortRoad.apply(*inputs, constants)
@@ -113,7 +125,7 @@ def _run(
 ) -> tuple[Any, ...]:
     """One call of the native core: the value, and the six gradients or None where not needed."""
     x, y, x_weights, y_weights, scales, coefficients = inputs
-    families, shapes, units, factors, widths, estimator, size = constants
+    families, shapes, units, factors, widths, estimator, size, constant_factors = constants
     shape, other = x.shape, y.shape
     n, d = shape[-2], shape[-1]
     batch: tuple[int, ...] = ()
@@ -148,7 +160,7 @@ def _run(
         return value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients
     # Behind the scratch space lie the factors that were used, should nobody ask for them.
     scratch, tail = buffer(
-        native.mmd2_workspace(n, m, widths, count, dtype, estimator, size, threads, terms),
+        native.mmd2_workspace(n, m, widths, count, dtype, estimator, size, threads, units),
         count * terms,
     )
     base = scratch.data_ptr()
@@ -172,6 +184,7 @@ def _run(
         units,
         estimator,
         size,
+        constant_factors,
         value.data_ptr(),
         address(v_x),
         address(v_y),
@@ -236,7 +249,8 @@ class _ShortRoad(torch.autograd.Function):
 torch.library.define(
     "fastmmd::mmd2",
     "(Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, Tensor scales, Tensor coefficients,"
-    f" {KERNEL_SCHEMA}, int estimator, SymInt size, bool[6] needs)"
+    f" {KERNEL_SCHEMA}, int estimator, SymInt size,"
+    " int constant_factors, bool[6] needs)"
     " -> (Tensor value, Tensor v_x, Tensor v_y, Tensor v_x_weights, Tensor v_y_weights,"
     " Tensor v_scales, Tensor v_coefficients, Tensor resolved)",
 )
@@ -244,12 +258,12 @@ torch.library.define(
 torch.library.define(
     "fastmmd::mmd2_backward",
     "(Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, Tensor scales, Tensor coefficients,"
-    f" {KERNEL_SCHEMA}, int estimator, SymInt size,"
+    f" {KERNEL_SCHEMA}, int estimator, SymInt size, int constant_factors,"
     " Tensor resolved, Tensor? g_x, Tensor? g_y, Tensor? g_x_weights, Tensor? g_y_weights,"
     " Tensor? g_scales, Tensor? g_coefficients)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-_CONSTANTS = slice(6, 13)  # among the arguments of both
+_CONSTANTS = slice(6, 14)  # among the arguments of both
 
 
 def _mmd2_cpu(*args: Any) -> tuple[Tensor, ...]:
@@ -316,7 +330,7 @@ def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tupl
         for i, (first, v) in enumerate(zip(results, second, strict=True)):
             if ctx.needs_input_grad[i]:
                 results[i] = v if first is None else first + v
-    return (*results, *[None] * 8)
+    return (*results, *[None] * 9)
 
 
 torch.library.impl("fastmmd::mmd2", "CPU", _mmd2_cpu)
@@ -326,7 +340,7 @@ torch.library.register_autograd("fastmmd::mmd2", _mmd2_autograd, setup_context=_
 
 
 def _mmd2_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
-    inputs, constants, (resolved, *tangents) = args[:6], args[_CONSTANTS], args[13:]
+    inputs, constants, (resolved, *tangents) = args[:6], args[_CONSTANTS], args[14:]
     x = inputs[0]
     if x.ndim == 2:
         results = _second(inputs, constants, resolved, tangents)
@@ -356,7 +370,9 @@ def _second(
     g: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """The second derivatives of one pair of samples, in float64."""
-    families, shapes, units, factors, widths, estimator, size = constants
+    from fastmmd.hessian import Pairs, hessian_product  # on demand: most programs never do
+
+    families, shapes, units, factors, widths, estimator, size, constant_factors = constants
     samples = inputs[0], inputs[1]
     primals = [
         torch.ones(len(samples[i % 2]), dtype=torch.float64, device=CPU)
@@ -367,6 +383,10 @@ def _second(
     tangents = [
         torch.zeros_like(p) if t is None else t.double() for p, t in zip(primals, g, strict=True)
     ]
+    # 0 for the features that count as constant: neither they nor their gradients move.
+    moving = torch.ones(samples[0].shape[-1], dtype=torch.float64, device=CPU)
+    moving[sum(widths[: len(widths) - constant_factors]) if constant_factors else len(moving) :] = 0
+    tangents[:2] = [t * moving for t in tangents[:2]]
     # The unit is held fixed. Of a unit that is 0 nothing comes.
     fixed = torch.tensor([unit == FIXED for unit in units], device=CPU)
     per_unit = torch.where(resolved == 0, 0.0, resolved / primals[4])
@@ -382,6 +402,7 @@ def _second(
         per_unit * tangents[4],
         tangents[5],
     )
+    v_points = [v * moving for v in v_points]
     return [*v_points, *v_weights, per_unit * v_factors, v_coefficients]
 
 

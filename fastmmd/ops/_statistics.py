@@ -169,7 +169,7 @@ def _resolve_cpu(
     widths = widths or (d,)
     # Units do not depend on the families; Gaussians stand for all, as they go together.
     scratch, _ = buffer(
-        native.mmd2_workspace(n, m, widths, count, dtype, RESOLVE, 0, threads, terms)
+        native.mmd2_workspace(n, m, widths, count, dtype, RESOLVE, 0, threads, units)
     )
     native.mmd2(
         x.data_ptr(),
@@ -190,6 +190,7 @@ def _resolve_cpu(
         (0.0, 0.0) * terms,
         units,
         RESOLVE,
+        0,
         0,
         *(0,) * 7,
         resolved.data_ptr(),

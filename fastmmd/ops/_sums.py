@@ -170,6 +170,8 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
             [*(widths or [d]), p],
             CROSS,
             0,
+            # The last factor is G and v. What is to be differentiated again needs its gradient.
+            int(not for_v and not torch.is_grad_enabled()),
         ),
         [for_x, for_y or for_v, False, False, for_scales, for_coefficients],
     )
