@@ -31,8 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         user has to mend, 130 after Ctrl-C.
     """
     options = parser().parse_args(arguments)
-    status: int = options.run(options)
-    return status
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads or threads)
+    try:
+        status: int = options.run(options)
+        return status
+    except (InputError, OutputError, MissingExtraError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("fastmmd: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        torch.set_num_threads(threads)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="print what is installed and what it runs on",
         description="Print the version, instruction set, threads, CUDA build, torch and compiler.",
     )
-    command.set_defaults(run=run_info)
+    command.set_defaults(run=run_info, threads=None)
 
     command = commands.add_parser(
         "demo",
@@ -98,25 +108,11 @@ def run_info(options: argparse.Namespace) -> int:
 def run_demo(options: argparse.Namespace) -> int:
     """``fastmmd demo``."""
     # These imports take seconds, for which the rest of the command line does not wait.
-    try:
-        from fastmmd.demo.experiment import Settings
-        from fastmmd.demo.main import demo
-    except MissingExtraError as error:
-        return fail(str(error))
+    from fastmmd.demo.experiment import Settings
+    from fastmmd.demo.main import demo
 
     seeds, epochs = (1, 2) if options.quick else (3, 20)
-    settings = Settings(options.seeds or seeds, options.epochs or epochs)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads or threads)
-    try:
-        demo(options.output, settings)
-    except OutputError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print("fastmmd: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    finally:
-        torch.set_num_threads(threads)
+    demo(options.output, Settings(options.seeds or seeds, options.epochs or epochs))
     return 0
 
 
@@ -124,26 +120,16 @@ def run_compare(options: argparse.Namespace) -> int:
     """``fastmmd compare``."""
     from fastmmd.compare.main import run
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads or threads)
-    try:
-        comparison = run(
-            options.a,
-            options.b,
-            settings(options),
-            key=options.key,
-            columns=options.columns,
-            output=options.output,
-            top=options.top,
-            as_json=options.json,
-        )
-    except (InputError, OutputError, MissingExtraError) as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print("fastmmd: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    finally:
-        torch.set_num_threads(threads)
+    comparison = run(
+        options.a,
+        options.b,
+        settings(options),
+        key=options.key,
+        columns=options.columns,
+        output=options.output,
+        top=options.top,
+        as_json=options.json,
+    )
     return int(options.fail_on_difference and comparison.different)
 
 
