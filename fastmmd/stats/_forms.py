@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmmd import checks, ops
-from fastmmd.kernels import Terms
+from fastmmd.terms import Terms
 
 __all__ = ["METHODS", "exact", "statistics"]
 
