@@ -232,7 +232,7 @@ def witness(
         at: the points t, [l, d], of the dtype and on the device of x.
         kernel: a :class:`fastmmd.Kernel`; ``Gaussian("mean")`` by default.
         x_weights: [n], divided by their sum; 1/n each by default.
-        y_weights: [m].
+        y_weights: [m], in the same way.
 
     Returns:
         [l]: float64 for float64 points, float32 otherwise.
@@ -271,7 +271,7 @@ def contributions(
         y: the second sample, [m, d], of the dtype and on the device of x.
         kernel: a :class:`fastmmd.Kernel`; ``Gaussian("mean")`` by default.
         x_weights: [n], divided by their sum; 1/n each by default.
-        y_weights: [m].
+        y_weights: [m], in the same way.
 
     Returns:
         Those of x, [n], and those of y, [m]: float64 for float64 points, float32 otherwise.

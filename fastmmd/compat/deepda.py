@@ -154,6 +154,10 @@ class LambdaSheduler(nn.Module):
         gamma: how steeply it grows.
         max_iter: number of steps in the training.
         **kwargs: accepted and unused, as by the original.
+
+    Raises:
+        ValueError: numbers out of range.
+        TypeError: an argument of another type.
     """
 
     def __init__(self, gamma: float = 1.0, max_iter: int = 1000, **kwargs: Any) -> None:

@@ -43,7 +43,20 @@ Features = Tensor | Sequence[Tensor]
 def get_kernel_scales(
     low: float = -8, high: float = 8, num_kernels: int = 33, base: float = 2.0
 ) -> Tensor:
-    """Scales from ``base**low`` to ``base**high`` in equal ratios, float64 [num_kernels].
+    """Scales from ``base**low`` to ``base**high`` in equal ratios.
+
+    Args:
+        low: the exponent of the first.
+        high: that of the last.
+        num_kernels: how many.
+        base: a positive number.
+
+    Returns:
+        [num_kernels], float64.
+
+    Raises:
+        TypeError: num_kernels that is no integer.
+        ValueError: fewer than one.
 
     Example:
         >>> from fastmmd.compat.pytorch_adapt import get_kernel_scales

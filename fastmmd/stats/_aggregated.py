@@ -181,6 +181,10 @@ def kernel_collection(
 
     Returns:
         ``2 * num_bandwidths`` kernels, the Gaussian ones first, narrow ones before wide ones.
+
+    Raises:
+        TypeError: As :func:`bandwidth_grid`.
+        ValueError: As :func:`bandwidth_grid`.
     """
     grid = bandwidth_grid(x, y, num_bandwidths, seed)
     return (
@@ -207,6 +211,11 @@ def bandwidth_grid(
 
     Returns:
         The grid, ascending; of ones if no distance is positive and finite.
+
+    Raises:
+        TypeError: Samples that are no arrays of real numbers, or numbers that are no integers.
+        ValueError: A wrong rank, an empty sample, different widths or devices, or numbers out of
+            range.
     """
     a, b = samples(x, y)
     count = whole("num_bandwidths", num_bandwidths, 1)

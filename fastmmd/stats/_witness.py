@@ -36,11 +36,16 @@ def witness(
         y: The second sample, [m, d].
         at: Points, [k, d].
         kernel: ``Gaussian("mean")`` by default.
-        x_weights: Weights of the points of x, [n].
+        x_weights: Weights of the points of x, [n], divided by their sum; 1/n each by default.
         y_weights: Those of y, [m].
 
     Returns:
-        The witness function at the points, [k]; a NumPy array if all points were.
+        The witness function at the points, [k]: float64 for float64 points, float32 otherwise; a
+        NumPy array if all points were.
+
+    Raises:
+        TypeError: As :func:`fastmmd.witness`, or points that are no numbers.
+        ValueError: As :func:`fastmmd.witness`.
 
     Example:
         >>> import numpy as np
@@ -74,11 +79,16 @@ def contributions(
         x: The first sample, [n, d], of any real dtype.
         y: The second sample, [m, d].
         kernel: ``Gaussian("mean")`` by default.
-        x_weights: Weights of the points of x, [n].
+        x_weights: Weights of the points of x, [n], divided by their sum; 1/n each by default.
         y_weights: Those of y, [m].
 
     Returns:
-        Those of x, [n], and of y, [m]; NumPy arrays if both samples were.
+        Those of x, [n], and of y, [m]: float64 for float64 points, float32 otherwise; NumPy arrays
+        if both samples were.
+
+    Raises:
+        TypeError: As :func:`fastmmd.contributions`, or points that are no numbers.
+        ValueError: As :func:`fastmmd.contributions`.
 
     Example:
         >>> import numpy as np
@@ -111,7 +121,12 @@ def kernel_sum(x: Array, y: Array, v: Array, kernel: Kernel | None = None) -> Ar
         kernel: ``Gaussian("mean")`` by default.
 
     Returns:
-        [n] or [n, p]; a NumPy array if all three were.
+        [n] or [n, p]: float64 for float64 points, float32 otherwise; a NumPy array if all three
+        were.
+
+    Raises:
+        TypeError: As :func:`fastmmd.kernel_sum`, or points that are no numbers.
+        ValueError: As :func:`fastmmd.kernel_sum`.
 
     Example:
         >>> import numpy as np
