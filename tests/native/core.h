@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,12 +22,16 @@ struct Group {
   bool everywhere = true;
 };
 
+// Runs a check under every instruction set of this machine: what it is compared with is made once.
+void on_every_instruction_set(const std::function<void()>& run);
+
 void families_and_estimators();
 void products();
 void units();
 void batches();
 void kernel_sums();
 void sign_vectors();
+void distribution_of_sign_vectors();
 void forms_of_sign_vectors();
 void formats_of_inputs();
 void degenerate_inputs();

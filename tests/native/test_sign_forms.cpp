@@ -167,6 +167,9 @@ void sign_vectors() {
        {std::pair<int64_t, int64_t>{1, 1}, {1, 9}, {9, 1}, {20, 20}, {70, 45}, {45, 140}})
     right_vectors(Scheme::permutation, n, m);
   for (int64_t n : {1, 9, 64, 131}) right_vectors(Scheme::wild_bootstrap, n, n);
+}
+
+void distribution_of_sign_vectors() {
   // Upper 0.1 % of chi-square with 9 and with 7 degrees of freedom; the seed is fixed.
   for (auto [n, m] : {std::pair<int64_t, int64_t>{2, 3}, {3, 2}})
     check(uniformity(Scheme::permutation, n, m, 10) < 27.88, "permutations are uniform");
