@@ -93,9 +93,9 @@ struct Mmd2Out {
 struct Mmd2Args : Problem {
   int64_t batch;
   Estimator estimator;
-  int64_t size;          // of `block` and `incomplete`
-  int constant_factors;  // the last so many have gradients of 0 to their columns
-  double share = 1;      // what the result is multiplied by
+  int64_t size;              // of `block` and `incomplete`
+  int constant_factors = 0;  // the last so many have gradients of 0 to their columns
+  double share = 1;          // what the result is multiplied by
 };
 
 struct KernelSumArgs : Problem {
