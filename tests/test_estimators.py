@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import fastmmd as fm
+from fastmmd import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.*:DeprecationWarning")
 
@@ -350,3 +351,40 @@ def test_witness_gradients() -> None:
     assert torch.autograd.gradcheck(
         lambda x, y, at, p: fm.witness(x, y, at, fm.Gaussian(0.8), p), inputs
     )
+
+
+@pytest.mark.parametrize("bandwidth", ["number", "mean"])
+@pytest.mark.parametrize(("estimator", "size"), [("linear", 2), ("block", 300)])
+def test_large_samples(estimator: str, size: int, bandwidth: str) -> None:
+    """Of so many groups that they are worked on in slices; some points belong to none."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5003, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    y = torch.randn(4299, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    weights = torch.nn.Parameter(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    s = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+    kernel = fm.Gaussian(s if bandwidth == "number" else "mean", (1, 3), weights)
+    parameters = [x, y, *kernel.parameters()]
+
+    options = {"block_size": size} if estimator == "block" else {}
+    value = fm.mmd2(x, y, kernel, estimator, **options)
+    used = len(y) // size * size
+    groups = [t[:used].unflatten(0, (-1, size)) for t in (x, y)]
+    factors = reference.resolve(kernel.terms(), x, y)
+    if estimator == "block":
+        each = torch.stack(
+            [
+                reference.mmd2(a, b, kernel, "unbiased", factors=factors)
+                for a, b in zip(*groups, strict=True)
+            ]
+        )
+    else:
+        (x_0, x_1), (y_0, y_1) = (g.unbind(1) for g in groups)
+        k = lambda a, b: sum(  # noqa: E731
+            w * torch.exp(-c * (a - b).square().sum(1))
+            for c, w in zip(factors, weights, strict=True)
+        )
+        each = k(x_0, x_1) + k(y_0, y_1) - k(x_0, y_1) - k(x_1, y_0)
+    expected = torch.autograd.grad(each.mean(), parameters)
+    torch.testing.assert_close(value, each.mean(), rtol=1e-11, atol=1e-15)
+    for found, want in zip(torch.autograd.grad(value, parameters), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-15)
