@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
+from tolerance import threads
 
 from fastmmd._output import OutputError, OutputFolder
 from fastmmd.cli import main
@@ -38,10 +39,8 @@ FILES = {"accuracy.png", "aligned.ckpt", "features.png", "samples.png", "summary
 @pytest.fixture(autouse=True, scope="module")
 def _two_threads() -> Iterator[None]:
     """What the demo is to run well with; tests may run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+    with threads(2):
+        yield
 
 
 # One run is measured by several tests: one worker makes it for them all.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tolerance import threads
 from torch import Tensor
 
 import fastmmd as fm
@@ -38,10 +39,8 @@ KERNELS: dict[str, Callable[[], fm.Kernel]] = {
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+    with threads(2):
+        yield
 
 
 def labellings(n: int, m: int, method: str, seed: int, count: int) -> Tensor:
@@ -257,9 +256,9 @@ def test_the_estimators_agree_on_equal_sizes() -> None:
 def test_seeds_and_threads() -> None:
     x, y = points(300, 7), points(200, 7, 1)
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(two_sample_test(x, y, seed=3, num_permutations=200))
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(two_sample_test(x, y, seed=3, num_permutations=200))
     for other in results[1:]:
         assert torch.equal(torch.as_tensor(results[0].null), torch.as_tensor(other.null))
         assert results[0].statistic == other.statistic

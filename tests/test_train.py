@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -32,10 +33,8 @@ CLASSES = 3
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Networks this small gain nothing from more, and tests may run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 def parts(norm: bool = False) -> dict[str, Any]:
