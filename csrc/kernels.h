@@ -12,8 +12,8 @@
 //
 //     eval   k  += sum_t w_t phi(c_t u)
 //     grad   the same, and dk += sum_t w_t c_t phi'(c_t u), the slope in u
-//     terms  per term t: v_w[t] += a phi(c_t u), v_c[t] += a u phi'(c_t u), a the weight of the
-//     pair
+//     terms  per term, with t = c_t u and a the weight of the pair: v_w[t] += a phi(t) and
+//            v_c[t] += a t phi'(t), the slope in log c
 //
 // `Math` names the vector type V and supplies exp, log1p and sqrt for it. The numeric trap is r =
 // 0: the slope of some kernels in r = sqrt(D) is unbounded there and is taken as 0
@@ -98,11 +98,12 @@ struct Gaussian {  // phi(t) = exp(-t)
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
-    V e = Math::exp(-s.rate * D);
+    V t = s.rate * D;
+    V e = Math::exp(-t);
     for (int q = 0; q < s.length; ++q) {
-      if (q) e *= e;
+      if (q) e *= e, t += t;
       v_w[s.term[q]] += a * e;
-      v_c[s.term[q]] -= a * D * e;
+      v_c[s.term[q]] -= a * (t * e);
     }
   }
 
@@ -128,11 +129,10 @@ struct Laplacian {  // phi(t) = exp(-sqrt(t)), that is exp(-r / s) with c = 1 / 
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
-    V r = Math::sqrt(D);
-    V e = Math::exp(-s.rate * r);
-    v_w[s.term[0]] += a * e;
-    // D phi'(c D) = -r exp(-sqrt(c) r) / (2 sqrt(c))
-    v_c[s.term[0]] -= Math::over_positive(a * e * r, (2 * s.rate) - V{});
+    const V root = s.rate * Math::sqrt(D);
+    const V e = a * Math::exp(-root);
+    v_w[s.term[0]] += e;
+    v_c[s.term[0]] -= T(0.5) * (root * e);
   }
 
   static double rate(double c, double) { return __builtin_sqrt(c); }
@@ -156,9 +156,9 @@ struct Energy {  // phi(t) = -sqrt(t)
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
-    V r = Math::sqrt(D);
-    v_w[s.term[0]] -= a * s.rate * r;
-    v_c[s.term[0]] -= Math::over_positive(a * r, (2 * s.rate) - V{});
+    const V root = s.rate * Math::sqrt(D);
+    v_w[s.term[0]] -= a * root;
+    v_c[s.term[0]] -= T(0.5) * (a * root);
   }
 
   static double rate(double c, double) { return __builtin_sqrt(c); }
@@ -183,10 +183,10 @@ struct InverseMultiquadric {  // phi(t) = (1 + t)^(-1/2)
 
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
-    const V base = T(1) + s.rate * D;
+    const V t = s.rate * D, base = T(1) + t;
     const V phi = a / Math::sqrt(base);
     v_w[s.term[0]] += phi;
-    v_c[s.term[0]] -= T(0.5) * D * (phi / base);
+    v_c[s.term[0]] -= T(0.5) * (t * (phi / base));
   }
 
   static double rate(double c, double) { return c; }
@@ -214,7 +214,7 @@ struct RationalQuadratic {  // phi(t) = (1 + t / alpha)^(-alpha)
     const V u = s.rate * D;
     const V phi = a * Math::exp(-s.shape * Math::log1p(u));
     v_w[s.term[0]] += phi;
-    v_c[s.term[0]] -= D * (phi / (T(1) + u));
+    v_c[s.term[0]] -= s.shape * (u * (phi / (T(1) + u)));
   }
 
   static double rate(double c, double alpha) { return c / alpha; }
@@ -241,9 +241,9 @@ struct Matern32 {  // phi(t) = (1 + q) exp(-q), q = sqrt(3 t)
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V D, const Segment<T>& s, V a, V* v_w, V* v_c) {
     const V q = s.rate * Math::sqrt(D);
-    const V e = a * Math::exp(-T(1) * q);
-    v_w[s.term[0]] += (T(1) + q) * e;
-    v_c[s.term[0]] -= T(1.5) * D * e;
+    const V e = a * Math::exp(-T(1) * q), qe = q * e;
+    v_w[s.term[0]] += e + qe;
+    v_c[s.term[0]] -= T(0.5) * (q * qe);
   }
 
   static double rate(double c, double) { return __builtin_sqrt(3 * c); }
@@ -274,7 +274,7 @@ struct Matern52 {
     const V q = s.rate * Math::sqrt(D);
     const V e = a * Math::exp(-T(1) * q), qe = q * e;
     v_w[s.term[0]] += e + qe + T(1.0 / 3) * q * qe;
-    v_c[s.term[0]] -= T(5.0 / 6) * D * (e + qe);
+    v_c[s.term[0]] -= T(1.0 / 6) * (q * (qe + q * qe));
   }
 
   static double rate(double c, double) { return __builtin_sqrt(5 * c); }
@@ -310,7 +310,7 @@ struct Polynomial {  // phi(t) = (t + coef0)^degree
     const V base = s.shape + s.rate * u;
     const V slope = a * power<V, T>(base, s.degree - 1);
     v_w[s.term[0]] += slope * base;
-    v_c[s.term[0]] += T(s.degree) * u * slope;
+    v_c[s.term[0]] += T(s.degree) * (s.rate * u * slope);
   }
 
   static double rate(double c, double) { return c; }
@@ -334,7 +334,7 @@ struct Linear {  // phi(t) = t; of normalised rows it is the cosine kernel
   template <class Math, class V, class T>
   static FASTMMD_INLINE void terms(V u, const Segment<T>& s, V a, V* v_w, V* v_c) {
     v_w[s.term[0]] += s.rate * (a * u);
-    v_c[s.term[0]] += a * u;
+    v_c[s.term[0]] += s.rate * (a * u);
   }
 
   static double rate(double c, double) { return c; }

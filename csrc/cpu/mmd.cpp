@@ -233,9 +233,8 @@ class Mmd2 {
       }
       for (int domain = 0; left_out && domain < 2; ++domain)
         v_w += value_at_zero(term.family) * masses_[domain].squares / within_[domain];
-      const double unit = points_.unit(t);
       out_.v_coefficients[t] = vanishes() ? 0 : v_w;
-      out_.v_scales[t] = unit == 0 || vanishes() ? 0 : term.coefficient * v_c / unit;
+      out_.v_scales[t] = term.scale == 0 || vanishes() ? 0 : term.coefficient * v_c / term.scale;
     }
   }
 

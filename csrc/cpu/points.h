@@ -443,8 +443,6 @@ class Points {
                        [](const FactorPoints<T>& f) { return f.all_equal; });
   }
 
-  double unit(int t) const { return units_[t]; }
-
   const Problem problem;
   const TileKernels<T>& tiles;
   const Layout<T> layout;
@@ -467,8 +465,8 @@ class Points {
       const int last = f.first_term + f.num_terms;
       for (int t = f.first_term; t < last; ++t) {
         const Term& term = problem.terms[t];
-        units_[t] = units[int(term.unit)];
-        scales[t] = units_[t] == 0 ? 0 : term.scale / units_[t];
+        const double unit = units[int(term.unit)];
+        scales[t] = unit == 0 ? 0 : term.scale / unit;
         problem.scales[t] = term.unit == Unit::fixed
                                 ? term.scale
                                 : std::ldexp(scales[t], -2 * points.exponent_of_statistic());
@@ -485,7 +483,6 @@ class Points {
   FactorPoints<T> factor_points_[max_factors];
   Factor<T> factors_[max_factors];
   Kernel<T> kernel_;
-  double units_[max_terms];  // of the scaled statistics
   Scratch<T> scratch_;
   typename Median<T>::Counts* counts_;
   ptrdiff_t stride_ = 0;

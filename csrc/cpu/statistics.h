@@ -87,20 +87,13 @@ struct Statistics : Packing<T> {
         S::store(out + r * ld + v * lanes, D);
       }
     }
-    if (S::any_negative(margin)) recompute<W>(plan, f, row0, panel, out, ld);
-    if (on_diagonal)
-      for (int r = 0; r < R; ++r) {
-        const int64_t self = row0 + r - column0;
-        if (self < 0 || self >= W * lanes) continue;
-        // Where it counts for nothing it is to look far.
-        out[r * ld + self] = plan.pairs.self_within ? 0 : 2 * f.norms[row0 + r];
-      }
+    if (S::any_negative(margin)) differences<W>(plan, f, row0, panel, out, ld);
   }
 
   template <int W>
-  static __attribute__((noinline)) void recompute(const Plan<T>& plan, const Factor<T>& f,
-                                                  int64_t row0, const T* panel, T* out,
-                                                  int64_t ld) {
+  static __attribute__((noinline)) void differences(const Plan<T>& plan, const Factor<T>& f,
+                                                    int64_t row0, const T* panel, T* out,
+                                                    int64_t ld) {
     V acc[R][W] = {};
     contract<W, true>(plan, f, row0, 0, f.feature_panels.count(), panel, acc);
     store(out, ld, acc);
@@ -111,17 +104,23 @@ struct Statistics : Packing<T> {
     const FlushSubnormals flush;
     const int64_t ld = int64_t(J.vectors) * lanes;
     const Panels columns = P::row_panels(J);
-    for (int64_t c = 0; c < P::chunks(f); ++c)
+    const bool few = f.geometry == Geometry::radial && plan.pairs.few();
+    for (int64_t c = 0; c < (few ? 1 : P::chunks(f)); ++c)
       for (int64_t q = 0; q < columns.count(); ++q) {
         const T* panel = P::column_panel(f, J, q);
         const int64_t column = columns.first(q) * lanes;
         for (int64_t row = 0; row < I.rows; row += R) {
           auto run = [&](auto width) {
-            register_block<width>(plan, f, I, J, row, column, panel, c, tile, ld);
+            if (few) differences<width>(plan, f, I.row + row, panel, tile + row * ld + column, ld);
+            else register_block<width>(plan, f, I, J, row, column, panel, c, tile, ld);
           };
           with_width(columns.width(q), run);
         }
       }
+    if (f.geometry != Geometry::radial || I.row != J.row) return;
+    // The distance of a row to itself is to look far where it counts for nothing.
+    for (int64_t i = 0; i < I.rows; ++i)
+      tile[i * ld + i] = plan.pairs.self_within ? 0 : 2 * f.norms[I.row + i];
   }
 
   template <class Run>

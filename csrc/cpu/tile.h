@@ -47,6 +47,10 @@ struct Pairs {
   int64_t band;      // |i - j| <= band, if not 0
   int64_t used;      // with groups and bands: i, j < used
 
+  // Of so few pairs squared distances are made from differences, as anyone would who writes them
+  // down pair by pair.
+  FASTMMD_INLINE bool few() const { return group ? group <= 8 : band && band <= 8; }
+
   FASTMMD_INLINE bool masked() const { return group || band; }
 
   // The partners of i are among [first, last).
@@ -135,7 +139,7 @@ struct TileKernels {
   void (*statistics)(const Plan<T>&, const Factor<T>&, const Block& I, const Block& J, T* tile);
   // The whole work on tile (I, J), which stands for (J, I) too.
   // sums[0] (I and J of one domain) or sums[1] += sum_ij a_i a_j k_ij over ordered pairs;
-  // sums[2 + t] += C sum a_i a_j phi_t, sums[2 + num_terms + t] += C sum a_i a_j u phi_t'; in a
+  // sums[2 + t] += C sum a_i a_j phi_t, sums[2 + num_terms + t] += C sum a_i a_j c_t u phi_t'; in a
   // product, phi_t times the other factors. Gradients are those of C sum_ij a_i a_j k_ij.
   void (*tile)(const Plan<T>&, const Block& I, const Block& J, double C, const Scratch<T>&,
                double* sums);
