@@ -73,11 +73,14 @@ bench: install  ## time and memory beside plain PyTorch and torch.compile; resul
 .PHONY: test pytest fuzz lint format sanitize docs doctest
 test: lint docs doctest sanitize pytest  ## everything CI asks for
 
+# Tests run side by side: with more threads each, these would wait for each other.
+FEW_THREADS := OMP_NUM_THREADS=2
+
 pytest: install
-	$(BIN)/python -m pytest -p no:benchmark -n $(JOBS) --dist loadgroup
+	$(FEW_THREADS) $(BIN)/python -m pytest -p no:benchmark -n $(JOBS) --dist loadgroup
 
 fuzz: install  ## a million random cases against the oracle
-	FASTMMD_FUZZ_CASES=1000000 $(BIN)/python -m pytest -p no:benchmark -n $(JOBS) --dist loadgroup tests/test_fuzz.py
+	FASTMMD_FUZZ_CASES=1000000 $(FEW_THREADS) $(BIN)/python -m pytest -p no:benchmark -n $(JOBS) --dist loadgroup tests/test_fuzz.py
 
 lint: install  ## ruff, mypy, clang-format; changes nothing
 	$(BIN)/ruff check $(PY_DIRS)
@@ -90,14 +93,18 @@ format: install  ## ruff and clang-format, in place
 	$(BIN)/ruff format $(PY_DIRS)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+# Side by side, as each waits long for its largest files.
 sanitize: install  ## the native core's own tests under ASan + UBSan and under TSan
+	mkdir -p build; pids=(); failed=0; \
 	for sanitizer in address,undefined thread; do \
 	  dir=build/sanitize-$${sanitizer%,*}; \
-	  cmake -S . -B $$dir -DFASTMMD_NATIVE_TESTS=ON -DFASTMMD_SANITIZE=$$sanitizer >$$dir.log || \
-	    { cat $$dir.log; exit 1; }; \
-	  cmake --build $$dir; \
-	  $$dir/test_core; \
-	done
+	  ( { cmake -S . -B $$dir -DFASTMMD_NATIVE_TESTS=ON -DFASTMMD_SANITIZE=$$sanitizer && \
+	      cmake --build $$dir; } >$$dir.log 2>&1 || { cat $$dir.log; exit 1; }; \
+	    echo "$$sanitizer: $$($$dir/test_core 2>&1 | tee $$dir.out | tail -1)"; \
+	    ! grep -qE 'FAILED|ERROR|WARNING|runtime error' $$dir.out || { cat $$dir.out; exit 1; } ) & \
+	  pids+=($$!); \
+	done; \
+	for pid in "$${pids[@]}"; do wait $$pid || failed=1; done; exit $$failed
 
 docs: install $(VENV)/.docs  ## the documentation site, in docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

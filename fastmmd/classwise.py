@@ -300,7 +300,10 @@ def _check_classes(name: str, classes: Tensor, points: Tensor, num_classes: int)
             )
         return
     if not low.item() >= 0:  # nor NaN
-        raise ValueError(f"{name} must be probabilities, none negative or NaN, got {low.item()}")
+        raise ValueError(
+            f"{name} must be probabilities, none negative or NaN, got {low.item()}; of logits they"
+            " are the softmax"
+        )
     # The entries were rounded in the dtype that they come in.
     off = (classes.sum(-1, dtype=torch.float64) - 1).abs().max().item()
     if not off <= max(1e-4, 4 * torch.finfo(classes.dtype).eps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,16 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, 1 for a difference under ``compare --fail-on-difference``, 2 for what the
-        user has to mend, 130 after Ctrl-C.
+        user has to mend, 130 after Ctrl-C, 141 if the output is closed early.
     """
     options = parser().parse_args(arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads or threads)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
         return status
     except (InputError, OutputError, MissingExtraError) as error:
         return fail(str(error))
+    except (BrokenPipeError, SystemExit):  # the latter is what rich makes of the former
+        # Nobody reads on, as after "| head". The status is what a shell makes of SIGPIPE.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("fastmmd: interrupted, nothing was written", file=sys.stderr)
         return 130

@@ -680,3 +680,14 @@ def test_threads_are_put_back(files: tuple[str, str], capsys: pytest.CaptureFixt
     threads = torch.get_num_threads()
     assert main(["compare", *files, "--threads", "1"]) == 0
     assert torch.get_num_threads() == threads
+
+
+def test_output_that_is_closed_early(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(50, 3)))
+    command = [sys.executable, "-m", "fastmmd.cli", "compare", "a.npy", "a.npy"]
+    run = subprocess.Popen(
+        [*command, "--fail-on-difference"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout
+    run.stdout.close()
+    assert run.wait() == 141

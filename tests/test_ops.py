@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -903,6 +904,22 @@ def test_missing_native_module_says_what_to_do(repository: Path) -> None:
     assert "ImportError: the native module of fastmmd cannot be imported" in run.stderr
     assert "undefined symbol: no such thing" in run.stderr
     assert "pip install" in run.stderr
+
+
+def test_import_from_the_sources(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").touch()
+    shutil.copytree(repository / "fastmmd", tmp_path / "fastmmd")
+    for built in (tmp_path / "fastmmd").glob("*.so"):
+        built.unlink()
+    code = f"import sys; sys.meta_path = sys.meta_path[-3:]; sys.path.insert(0, {str(tmp_path)!r})"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}; import fastmmd"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "holds the sources of fastmmd" in run.stderr
 
 
 def test_constant_factors() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -17,9 +18,17 @@ try:
     # After torch, whose libgomp it is to share.
     from fastmmd import _native
 except ImportError as error:
+    package = Path(__file__).parents[1]
+    missing = "cannot import name" in str(error)  # and not: found, but of no use
+    if missing and (package.parent / "CMakeLists.txt").exists():
+        raise ImportError(
+            f"{package} holds the sources of fastmmd, without the native module that is compiled"
+            " when it is installed: after 'pip install .', start Python in another folder; or run"
+            " 'make install' or 'pip install -e .', and stay"
+        ) from error
     raise ImportError(
         f"the native module of fastmmd cannot be imported ({error}). It is compiled when fastmmd is"
-        " installed: run 'pip install fastmmd', or 'make install' in a checkout, for this Python"
+        " installed: install it for this Python, with 'pip install .' in a checkout"
     ) from error
 
 native = _native

@@ -44,8 +44,15 @@ class TwoSampleResult:
     m: int
 
     def rejects(self, level: float = 0.05) -> bool:
-        """Whether the test of this level takes the distributions for different."""
-        return self.pvalue <= checked_level(level)
+        """Whether the test of this level takes the distributions for different.
+
+        Raises:
+            ValueError: The p-value is NaN, as it is if the data hold NaN or infinity.
+        """
+        level = checked_level(level)
+        if math.isnan(self.pvalue):
+            raise ValueError("pvalue must not be NaN for a verdict: x or y holds NaN or infinity")
+        return self.pvalue <= level
 
     def critical_value(self, level: float = 0.05) -> float:
         """What the statistic must exceed for the test of this level to reject.
