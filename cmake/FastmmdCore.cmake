@@ -4,7 +4,7 @@ add_library(fastmmd_core STATIC csrc/cpu/mmd.cpp csrc/cpu/sums.cpp csrc/cpu/disp
 target_link_libraries(fastmmd_core PRIVATE fastmmd_flags)
 
 # tile.cpp is compiled once per instruction set. Nothing but these objects may hold instructions
-# beyond the baseline: mmd.cpp chooses one of them at run time.
+# beyond the baseline: dispatch.cpp chooses one of them at run time.
 function(fastmmd_add_isa name)
   add_library(fastmmd_tile_${name} OBJECT csrc/cpu/tile.cpp)
   target_link_libraries(fastmmd_tile_${name} PRIVATE fastmmd_flags)

@@ -8,7 +8,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tolerance import ESTIMATORS, FAMILIES, Case, make_case, make_kernel, make_product
+from tolerance import (
+    ESTIMATORS,
+    FAMILIES,
+    WITH_AND_WITHOUT_WEIGHTS,
+    Case,
+    make_case,
+    make_kernel,
+    make_product,
+)
 from torch import Tensor
 
 from fastmmd import hessian, ops, reference
@@ -53,12 +61,9 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, "cross"])
+@pytest.mark.parametrize(("estimator", "weighted"), WITH_AND_WITHOUT_WEIGHTS)
 @pytest.mark.parametrize("kernel", [*FAMILIES, "heuristics", "mixture"])
 def test_families_and_estimators(kernel: str, estimator: str, weighted: bool) -> None:
-    if weighted and estimator in ("linear", "block", "incomplete"):
-        pytest.skip("takes no weights")
     case = make_case(0, 23, 26, 4, kernel, "biased", torch.float64, weighted)
     case.estimator = estimator
     case.options = {"block": {"block_size": 5}, "incomplete": {"num_superdiagonals": 9}}.get(

@@ -18,6 +18,7 @@ from tolerance import (
     DTYPES,
     ESTIMATORS,
     FAMILIES,
+    WITH_AND_WITHOUT_WEIGHTS,
     Case,
     differentiate,
     make_case,
@@ -233,13 +234,10 @@ def test_half_gradients_are_scaled_before_they_are_rounded() -> None:
 # --- batches -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, "cross"])
+@pytest.mark.parametrize(("estimator", "weighted"), WITH_AND_WITHOUT_WEIGHTS)
 @pytest.mark.parametrize("kernel", ["gaussian", "median", "polynomial", "cosine"])
 def test_batch(calls: list[str], kernel: str, estimator: str, weighted: bool) -> None:
     """One native call, and the bits of single pairs; the kernel's gradients are summed."""
-    if weighted and estimator in ("linear", "block", "incomplete"):
-        pytest.skip("takes no weights")
     cases = batch_of(kernel, (4, 13, 9, 5), dtype=torch.float64, weighted=weighted)
     cases = [replace(case, estimator=estimator) for case in cases]
     names = ["x", "y"] + ["x_weights", "y_weights"] * weighted

@@ -167,6 +167,10 @@ FAMILIES = (
     "cosine",
 )
 ESTIMATORS = ("biased", "unbiased", "linear", "block", "incomplete")
+# Of the operator, each with and without weights where it takes any.
+WITH_AND_WITHOUT_WEIGHTS = [(e, False) for e in (*ESTIMATORS, "cross")] + [
+    (e, True) for e in ("biased", "unbiased", "cross")
+]
 # Sizes that leave a rest: 46 points are 7 blocks of 6 and 4 more.
 OPTIONS = {"block": {"block_size": 6}, "incomplete": {"num_superdiagonals": 5}}
 
