@@ -107,8 +107,8 @@ struct Gaussian {  // phi(t) = exp(-t)
     }
   }
 
-  static double rate(double c, double) { return c; }
-  static double slope_factor(double c, double) { return -c; }
+  static FASTMMD_INLINE double rate(double c, double) { return c; }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return -c; }
 };
 
 struct Laplacian {  // phi(t) = exp(-sqrt(t)), that is exp(-r / s) with c = 1 / s^2
@@ -135,8 +135,8 @@ struct Laplacian {  // phi(t) = exp(-sqrt(t)), that is exp(-r / s) with c = 1 / 
     v_c[s.term[0]] -= T(0.5) * (root * e);
   }
 
-  static double rate(double c, double) { return __builtin_sqrt(c); }
-  static double slope_factor(double c, double) { return -0.5 * __builtin_sqrt(c); }
+  static FASTMMD_INLINE double rate(double c, double) { return __builtin_sqrt(c); }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return -0.5 * __builtin_sqrt(c); }
 };
 
 struct Energy {  // phi(t) = -sqrt(t)
@@ -161,8 +161,8 @@ struct Energy {  // phi(t) = -sqrt(t)
     v_c[s.term[0]] -= T(0.5) * (a * root);
   }
 
-  static double rate(double c, double) { return __builtin_sqrt(c); }
-  static double slope_factor(double c, double) { return -0.5 * __builtin_sqrt(c); }
+  static FASTMMD_INLINE double rate(double c, double) { return __builtin_sqrt(c); }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return -0.5 * __builtin_sqrt(c); }
 };
 
 struct InverseMultiquadric {  // phi(t) = (1 + t)^(-1/2)
@@ -189,8 +189,8 @@ struct InverseMultiquadric {  // phi(t) = (1 + t)^(-1/2)
     v_c[s.term[0]] -= T(0.5) * (t * (phi / base));
   }
 
-  static double rate(double c, double) { return c; }
-  static double slope_factor(double c, double) { return -0.5 * c; }
+  static FASTMMD_INLINE double rate(double c, double) { return c; }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return -0.5 * c; }
 };
 
 struct RationalQuadratic {  // phi(t) = (1 + t / alpha)^(-alpha)
@@ -217,8 +217,8 @@ struct RationalQuadratic {  // phi(t) = (1 + t / alpha)^(-alpha)
     v_c[s.term[0]] -= s.shape * (u * (phi / (T(1) + u)));
   }
 
-  static double rate(double c, double alpha) { return c / alpha; }
-  static double slope_factor(double c, double) { return -c; }
+  static FASTMMD_INLINE double rate(double c, double alpha) { return c / alpha; }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return -c; }
 };
 
 struct Matern32 {  // phi(t) = (1 + q) exp(-q), q = sqrt(3 t)
@@ -246,8 +246,8 @@ struct Matern32 {  // phi(t) = (1 + q) exp(-q), q = sqrt(3 t)
     v_c[s.term[0]] -= T(0.5) * (q * qe);
   }
 
-  static double rate(double c, double) { return __builtin_sqrt(3 * c); }
-  static double slope_factor(double c, double) { return -1.5 * c; }
+  static FASTMMD_INLINE double rate(double c, double) { return __builtin_sqrt(3 * c); }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return -1.5 * c; }
 };
 
 // phi(t) = (1 + q + q^2 / 3) exp(-q), q = sqrt(5 t); q^2 by itself could overflow where phi is 0.
@@ -277,8 +277,8 @@ struct Matern52 {
     v_c[s.term[0]] -= T(1.0 / 6) * (q * (qe + q * qe));
   }
 
-  static double rate(double c, double) { return __builtin_sqrt(5 * c); }
-  static double slope_factor(double c, double) { return -5.0 / 6 * c; }
+  static FASTMMD_INLINE double rate(double c, double) { return __builtin_sqrt(5 * c); }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return -5.0 / 6 * c; }
 };
 
 struct Polynomial {  // phi(t) = (t + coef0)^degree
@@ -313,8 +313,8 @@ struct Polynomial {  // phi(t) = (t + coef0)^degree
     v_c[s.term[0]] += T(s.degree) * (s.rate * u * slope);
   }
 
-  static double rate(double c, double) { return c; }
-  static double slope_factor(double c, double degree) { return degree * c; }
+  static FASTMMD_INLINE double rate(double c, double) { return c; }
+  static FASTMMD_INLINE double slope_factor(double c, double degree) { return degree * c; }
 };
 
 struct Linear {  // phi(t) = t; of normalised rows it is the cosine kernel
@@ -337,8 +337,8 @@ struct Linear {  // phi(t) = t; of normalised rows it is the cosine kernel
     v_c[s.term[0]] += s.rate * (a * u);
   }
 
-  static double rate(double c, double) { return c; }
-  static double slope_factor(double c, double) { return c; }
+  static FASTMMD_INLINE double rate(double c, double) { return c; }
+  static FASTMMD_INLINE double slope_factor(double c, double) { return c; }
 };
 
 // Calls visit(family struct): the only list of families.
@@ -362,6 +362,6 @@ FASTMMD_INLINE void dispatch(Family family, Visit&& visit) {
 }
 
 // phi(0) of a radial family: the diagonal of the kernel matrix, which the tile loops leave out.
-inline double value_at_zero(Family family) { return family == Family::energy ? 0.0 : 1.0; }
+FASTMMD_INLINE double value_at_zero(Family family) { return family == Family::energy ? 0.0 : 1.0; }
 
 }  // namespace fastmmd

@@ -9,10 +9,6 @@
 
 namespace fastmmd::cpu {
 
-inline bool is_masked(Estimator e) {
-  return e == Estimator::linear || e == Estimator::block || e == Estimator::incomplete;
-}
-
 template <class T>
 class Mmd2 {
  public:
@@ -20,7 +16,7 @@ class Mmd2 {
       : args_(args), out_(out), points_(args, wants(args, out)) {
     points_.plan.v[0] = static_cast<T*>(out.v_x);
     points_.plan.v[1] = static_cast<T*>(out.v_y);
-    points_.plan.pairs = pairs(args);
+    points_.plan.pairs = counted_pairs(args);
     points_.plan.num_moving -= args.constant_factors;
   }
 
@@ -28,7 +24,8 @@ class Mmd2 {
 
   void run() {
     for (int domain = 0; domain < 2; ++domain) masses_[domain] = points_.set_weights(domain);
-    set_divisors();
+    by_ = divisors(args_.estimator, args_.x.rows, args_.y.rows, args_.size, points_.plan.pairs,
+                   {masses_[0].pairs, masses_[1].pairs}, args_.share);
     points_.team.run(points_.layout.threads(), [this](int rank) { work(rank); });
     if (points_.team.stopped()) throw Interrupted();
     if (args_.estimator != Estimator::resolve) combine();
@@ -39,25 +36,6 @@ class Mmd2 {
 
  private:
   using Wants = typename Points<T>::Wants;
-
-  // A shift of all points adds terms to a linear kernel that depend on one of the points alone.
-  // Every estimator counts them with signs that add up to zero, but for the unbiased one with
-  // weights, where the weights of the pairs of a point depend on its own: so its gradient to the
-  // weights feels a shift even where they are equal.
-  static bool feels_no_shift(const Mmd2Args& args, const Mmd2Out& out) {
-    const bool weights_vary = out.v_x_weights || out.v_y_weights;
-    return args.estimator != Estimator::cross && args.num_factors == 1 &&
-           !(args.estimator == Estimator::unbiased && (is_weighted(args) || weights_vary)) &&
-           std::all_of(args.terms, args.terms + args.num_terms,
-                       [](const Term& t) { return t.family == Family::linear; });
-  }
-
-  static bool is_weighted(const Mmd2Args& args) { return args.x.weights || args.y.weights; }
-
-  // The diagonal of a lone radial kernel is known, and has no gradient.
-  static bool diagonal_is_known(const Mmd2Args& args) {
-    return args.num_factors == 1 && geometry(args.terms[0].family) == Geometry::radial;
-  }
 
   static int64_t reach(const Mmd2Args& args) {  // of the pairs of a masked estimator
     return args.estimator == Estimator::linear ? 2 : args.size;
@@ -84,42 +62,6 @@ class Mmd2 {
             !resolve || medians};
   }
 
-  static Pairs pairs(const Mmd2Args& args) {
-    const int64_t least = std::min(args.x.rows, args.y.rows);
-    switch (args.estimator) {
-      case Estimator::biased: return {!diagonal_is_known(args), true, 0, 0, 0};
-      case Estimator::linear: return {false, false, 2, 0, least / 2 * 2};
-      case Estimator::block: return {false, true, args.size, 0, least / args.size * args.size};
-      case Estimator::incomplete: return {false, false, 0, args.size, least};
-      default: return {false, true, 0, 0, 0};
-    }
-  }
-
-  // What the sums over ordered pairs within and across the samples are divided by.
-  void set_divisors() {
-    const double n = double(args_.x.rows), m = double(args_.y.rows), size = double(args_.size);
-    const double used = double(points_.plan.pairs.used);
-    for (int domain = 0; domain < 2; ++domain) {
-      const double rows = domain ? m : n;
-      switch (args_.estimator) {
-        case Estimator::biased: within_[domain] = rows * rows; break;
-        case Estimator::unbiased: within_[domain] = masses_[domain].pairs; break;
-        case Estimator::linear: within_[domain] = used; break;
-        case Estimator::block: within_[domain] = used * (size - 1); break;
-        case Estimator::incomplete: within_[domain] = 2 * used * size - size * (size + 1); break;
-        default: within_[domain] = std::numeric_limits<double>::infinity();
-      }
-    }
-    switch (args_.estimator) {
-      case Estimator::block: across_ = -used * size; break;
-      case Estimator::linear:
-      case Estimator::incomplete: across_ = -within_[0]; break;
-      case Estimator::cross: across_ = 2 * n * m; break;
-      default: across_ = -n * m;
-    }
-    for (double* divisor : {&within_[0], &within_[1], &across_}) *divisor /= args_.share;
-  }
-
   void work(int rank) {
     points_.prepare(rank);
     if (args_.estimator == Estimator::resolve) return;
@@ -129,7 +71,7 @@ class Mmd2 {
       const Block I = layout.at(i), J = layout.at(j);
       if (I.domain == J.domain && args_.estimator == Estimator::cross) return;
       if (!may_meet(I, J)) return;
-      const double C = 1 / (I.domain == J.domain ? within_[I.domain] : across_);
+      const double C = 1 / (I.domain == J.domain ? by_.within[I.domain] : by_.across);
       points_.tiles.tile(points_.plan, I, J, C, scratch, points_.sums + i * points_.row_of_sums);
     };
     auto play_all = [&](const auto& schedule) {
@@ -196,9 +138,9 @@ class Mmd2 {
       across += points_.sums[b * points_.row_of_sums + 1];
     }
     for (int domain = 0; domain < 2; ++domain)
-      within[domain] = (within[domain] + at_zero * masses_[domain].squares) / within_[domain];
+      within[domain] = (within[domain] + at_zero * masses_[domain].squares) / by_.within[domain];
     // Weighted sums of equal numbers round.
-    const double value = vanishes() ? 0 : within[0] + within[1] + across / across_;
+    const double value = vanishes() ? 0 : within[0] + within[1] + across / by_.across;
     if (args_.dtype == Dtype::float64) *static_cast<double*>(out_.value) = value;
     else *static_cast<float*>(out_.value) = float(value);
 
@@ -213,7 +155,8 @@ class Mmd2 {
     const int64_t rows = points_.layout.rows(domain);
     const int64_t row = points_.layout.first_row(domain);
     double own = 2 / double(rows) * at_zero;
-    if (args_.estimator == Estimator::unbiased) own = 2 * double(rows) * within / within_[domain];
+    if (args_.estimator == Estimator::unbiased)
+      own = 2 * double(rows) * within / by_.within[domain];
     double mean = 0;
     for (int64_t i = 0; i < rows; ++i) {
       const double a = double(points_.plan.weights[row + i]);
@@ -232,7 +175,7 @@ class Mmd2 {
         v_c += points_.sums[b * points_.row_of_sums + 2 + args_.num_terms + t];
       }
       for (int domain = 0; left_out && domain < 2; ++domain)
-        v_w += value_at_zero(term.family) * masses_[domain].squares / within_[domain];
+        v_w += value_at_zero(term.family) * masses_[domain].squares / by_.within[domain];
       out_.v_coefficients[t] = vanishes() ? 0 : v_w;
       out_.v_scales[t] = term.scale == 0 || vanishes() ? 0 : term.coefficient * v_c / term.scale;
     }
@@ -242,7 +185,7 @@ class Mmd2 {
   const Mmd2Out out_;
   Points<T> points_;
   typename Points<T>::Masses masses_[2];
-  double within_[2], across_;
+  Divisors by_;
   Phase playing_, finishing_;
 };
 

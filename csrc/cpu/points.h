@@ -10,8 +10,8 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/median.h"
-#include "cpu/segments.h"
 #include "cpu/team.h"
+#include "segments.h"
 
 namespace fastmmd::cpu {
 

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "estimators.h"
 #include "mmd.h"
 
 namespace fastmmd::cpu {
@@ -37,31 +38,6 @@ struct Block {
   int rows;       // rows that exist
   int vectors;    // padded rows / lanes
   int domain;     // 0: x, 1: y
-};
-
-// Which pairs (i, j) count, by their positions in their samples. Symmetric in i and j.
-struct Pairs {
-  bool self_within;  // i = j within a sample
-  bool self_across;  // i = j across the samples
-  int64_t group;     // i and j of one group of this many, if not 0
-  int64_t band;      // |i - j| <= band, if not 0
-  int64_t used;      // with groups and bands: i, j < used
-
-  // Of so few pairs squared distances are made from differences, as anyone would who writes them
-  // down pair by pair.
-  FASTMMD_INLINE bool few() const { return group ? group <= 8 : band && band <= 8; }
-
-  FASTMMD_INLINE bool masked() const { return group || band; }
-
-  // The partners of i are among [first, last).
-  FASTMMD_INLINE int64_t first(int64_t i) const {
-    return group ? i / group * group : i > band ? i - band : 0;
-  }
-  FASTMMD_INLINE int64_t last(int64_t i) const {
-    if (i >= used) return 0;
-    const int64_t end = group ? i / group * group + group : i + band + 1;
-    return end < used ? end : used;
-  }
 };
 
 // The pooled sample as one factor of the kernel sees it.

@@ -1,13 +1,9 @@
-// The terms of a kernel, put into the segments that the tile loop evaluates.
+// The terms of a kernel, put into the segments that the tile loops evaluate; on either side.
 #pragma once
-
-#include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "mmd.h"
 
-namespace fastmmd::cpu {
+namespace fastmmd {
 
 // The segments of all factors, those of a factor side by side. Gaussians whose scales double share
 // one exponential; scales are compared with a tolerance, as they come from squares of rounded
@@ -21,22 +17,26 @@ class Kernel {
     T near_offset;
   };
 
+  // Empty again. The constructor does it too, but shared memory of the GPU has none.
+  FASTMMD_INLINE void clear() { num_segments_ = 0; }
+
   // Appends the segments of one factor, whose terms are [first, last).
-  Range add(const Term* terms, int first, int last, const double* scales) {
+  FASTMMD_INLINE Range add(const Term* terms, int first, int last, const double* scales) {
     const int begin = num_segments_;
     int order[max_terms];
+    bool used[max_terms];
     int gaussians = 0;
     double widest = 0;
     for (int t = first; t < last; ++t)
       if (terms[t].family == Family::gaussian) {
-        order[gaussians++] = t;
-        widest = std::max(widest, scales[t]);
+        if (scales[t] > widest) widest = scales[t];
+        // By scale and place; NaN has no order, and counts as the least.
+        int at = gaussians++;
+        for (; at > 0 && key(scales[order[at - 1]]) > key(scales[t]); --at)
+          order[at] = order[at - 1];
+        order[at] = t;
       }
-    // NaN has no order, which sorting needs.
-    auto key = [&](int t) { return std::isnan(scales[t]) ? -1 : scales[t]; };
-    std::sort(order, order + gaussians,
-              [&](int a, int b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
-    bool used[max_terms] = {};
+    for (int o = 0; o < gaussians; ++o) used[o] = false;
     for (int o = 0; o < gaussians; ++o) {
       if (used[o]) continue;
       double scale = scales[order[o]];
@@ -44,8 +44,8 @@ class Kernel {
       append(segment, terms, order[o], scale);
       for (int next = o + 1; next < gaussians && segment.length < max_chain; ++next) {
         const double ratio = scales[order[next]] / scale;
-        constexpr double tolerance = 8 * std::numeric_limits<double>::epsilon();
-        if (used[next] || !(std::abs(ratio - 2) <= tolerance)) continue;
+        constexpr double tolerance = 0x1p-49;
+        if (used[next] || !(ratio >= 2 - tolerance && ratio <= 2 + tolerance)) continue;
         scale *= 2;
         used[next] = true;
         append(segment, terms, order[next], scale);
@@ -57,18 +57,24 @@ class Kernel {
 
     // Distances enter a Gaussian as c D, whose rounding error is that of c (|z_i|^2 + |z_j|^2).
     constexpr double harmless = 16;
-    const T near_offset = gaussians == last - first ? T(std::min(harmless / widest, 1e30)) : T(0);
+    T near_offset = 0;
+    if (gaussians == last - first) {
+      near_offset = T(1e30);
+      if (harmless / widest < 1e30) near_offset = T(harmless / widest);
+    }
     return {segments_ + begin, num_segments_ - begin, near_offset};
   }
 
  private:
+  static FASTMMD_INLINE double key(double scale) { return scale != scale ? -1 : scale; }
+
   // In the range of T with room to spare: a distance of 0 times infinity would be no number.
-  static T finite(double value) {
-    constexpr double most = double(std::numeric_limits<T>::max()) / 16;
+  static FASTMMD_INLINE T finite(double value) {
+    constexpr double most = sizeof(T) == 4 ? 0x1p124 : 0x1p1020;
     return T(value > most ? most : value < -most ? -most : value);
   }
 
-  Segment<T>& open(const Term& term, double scale) {
+  FASTMMD_INLINE Segment<T>& open(const Term& term, double scale) {
     Segment<T>& segment = segments_[num_segments_++];
     segment.family = term.family;
     dispatch(term.family,
@@ -79,7 +85,7 @@ class Kernel {
     return segment;
   }
 
-  void append(Segment<T>& segment, const Term* terms, int t, double scale) {
+  FASTMMD_INLINE void append(Segment<T>& segment, const Term* terms, int t, double scale) {
     const int q = segment.length++;
     double factor = 0;
     dispatch(segment.family,
@@ -93,4 +99,4 @@ class Kernel {
   int num_segments_ = 0;
 };
 
-}  // namespace fastmmd::cpu
+}  // namespace fastmmd
