@@ -1,5 +1,8 @@
 # fastmmd._cuda, by FASTMMD_CUDA = AUTO | ON | OFF.
 
+option(FASTMMD_CUDA_VERBOSE "Let ptxas tell the registers, shared memory and spills of kernels" OFF)
+mark_as_advanced(FASTMMD_CUDA_VERBOSE)
+
 if(NOT FASTMMD_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "fastmmd: FASTMMD_CUDA is '${FASTMMD_CUDA}'; it must be AUTO, ON or OFF")
 endif()
@@ -30,7 +33,7 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
                       "12.0 or later is needed (or FASTMMD_CUDA=OFF)")
 endif()
 
-# Compute capabilities of the GPUs that are visible here, as 80;90.
+# Compute capabilities of the GPUs that are visible here, as 80;90, without those that are too old.
 function(fastmmd_visible_archs out)
   set(archs "")
   find_program(FASTMMD_NVIDIA_SMI nvidia-smi)
@@ -39,8 +42,13 @@ function(fastmmd_visible_archs out)
       COMMAND "${FASTMMD_NVIDIA_SMI}" --query-gpu=compute_cap --format=csv,noheader
       OUTPUT_VARIABLE caps ERROR_QUIET RESULT_VARIABLE failed)
     if(NOT failed)
-      string(REGEX MATCHALL "[0-9]+\\.[0-9]+" archs "${caps}")
-      list(TRANSFORM archs REPLACE "\\." "")
+      string(REGEX MATCHALL "[0-9]+\\.[0-9]" caps "${caps}")
+      foreach(cap IN LISTS caps)
+        string(REPLACE "." "" arch ${cap})
+        if(arch GREATER_EQUAL 75)
+          list(APPEND archs ${arch})
+        endif()
+      endforeach()
       list(REMOVE_DUPLICATES archs)
     endif()
   endif()
@@ -54,17 +62,18 @@ if(_archs STREQUAL "" OR _archs STREQUAL "native")
   if(_visible)
     set(_archs "${_visible}")
   elseif(_archs STREQUAL "native")
-    message(FATAL_ERROR "fastmmd: FASTMMD_CUDA_ARCHS=native, but nvidia-smi shows no GPU; "
-                        "name the architectures, e.g. FASTMMD_CUDA_ARCHS='80;90'")
+    message(FATAL_ERROR "fastmmd: FASTMMD_CUDA_ARCHS=native, but nvidia-smi shows no GPU of "
+                        "compute capability 7.5 or later; name the architectures, e.g. FASTMMD_CUDA_ARCHS='80;90'")
   else()
     set(_archs all)
   endif()
 endif()
 if(_archs STREQUAL "all")
-  # What this nvcc knows of Turing to Blackwell; PTX of the newest serves what comes after it.
+  # What this nvcc knows of Turing to Blackwell. Code of 80 runs on 86 and 89 as well, which have
+  # no instruction that the kernels would use besides; PTX of the newest serves what comes after it.
   execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-code OUTPUT_VARIABLE _known)
   set(_archs "")
-  foreach(arch 75 80 86 89 90 100 120)
+  foreach(arch 75 80 90 100 120)
     if(_known MATCHES "sm_${arch}[^0-9]")
       list(APPEND _archs ${arch})
       set(_ptx ${arch})
@@ -86,13 +95,36 @@ endif()
 string(REPLACE ";" " " FASTMMD_CUDA_ARCH_LIST "${_archs};${_ptx}")
 string(STRIP "${FASTMMD_CUDA_ARCH_LIST}" FASTMMD_CUDA_ARCH_LIST)
 
-pybind11_add_module(_cuda MODULE csrc/cuda/binding.cpp csrc/cuda/device.cu)
+# A file is compiled for one architecture after another, unless nvcc is given threads. Together
+# they stay within the number of compilers asked for, if one is.
+list(LENGTH _archs _nvcc_threads)
+if(DEFINED ENV{CMAKE_BUILD_PARALLEL_LEVEL} AND CMAKE_GENERATOR MATCHES "Ninja")
+  set(_level "$ENV{CMAKE_BUILD_PARALLEL_LEVEL}")
+  if(_nvcc_threads GREATER _level)
+    set(_nvcc_threads ${_level})
+  endif()
+  math(EXPR _pool "${_level} / ${_nvcc_threads}")
+  set_property(GLOBAL APPEND PROPERTY JOB_POOLS fastmmd_nvcc=${_pool})
+else()
+  set(_pool "")
+  set(_nvcc_threads 1)
+endif()
+
+file(GLOB FASTMMD_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
+pybind11_add_module(_cuda MODULE csrc/cuda/binding.cpp ${FASTMMD_CUDA_SOURCES})
 target_link_libraries(_cuda PRIVATE fastmmd_flags)
 target_compile_definitions(_cuda PRIVATE FASTMMD_CUDA_ARCHS="${FASTMMD_CUDA_ARCH_LIST}")
-target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${_gencode}>)
+# Fast-math stays out: NaN must come out as NaN. What may be approximate says so in the source.
+target_compile_options(
+  _cuda
+  PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${_gencode} --threads=${_nvcc_threads} -Xfatbin=-compress-all
+          $<$<BOOL:${FASTMMD_CUDA_VERBOSE}>:-Xptxas=-v>>)
 # The runtime is linked in, so the module imports on a machine that has no driver.
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17
-                                       CUDA_VISIBILITY_PRESET hidden)
+                                       CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
+if(_pool)
+  set_target_properties(_cuda PROPERTIES JOB_POOL_COMPILE fastmmd_nvcc)
+endif()
 install(TARGETS _cuda LIBRARY DESTINATION fastmmd COMPONENT python)
 message(STATUS "fastmmd: CUDA module built with nvcc ${CMAKE_CUDA_COMPILER_VERSION} "
                "for ${FASTMMD_CUDA_ARCH_LIST}")

@@ -1,0 +1,328 @@
+"""What the compiler made of the CUDA kernels: registers, memory, instructions. Needs no GPU.
+
+``python -m tests.sass --write`` compiles ``csrc/cuda`` for all targets and writes the table of
+kernels into ``docs/cuda.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "cuda.md"
+BEGIN, END = "<!-- kernels: begin", "<!-- kernels: end -->"
+
+
+@dataclass
+class Kernel:
+    """One kernel in the code for one target."""
+
+    target: str  # "75", "90a", ...
+    symbol: str
+    registers: int = 0
+    shared: int = 0  # static, bytes
+    stack: int = 0  # bytes of local memory
+    spilled: int = 0  # bytes stored and loaded
+    threads: int | None = None  # of a block at most, where the kernel is bound to it
+    opcodes: set[str] = field(default_factory=set)  # with their modifiers
+    name: str = ""  # as in the source: "tile_kernel<Simt<float>, true>"
+
+    @property
+    def function(self) -> str:
+        """Its name without template arguments."""
+        return self.name.partition("<")[0]
+
+    def uses(self, opcode: str) -> bool:
+        """Whether an instruction of it is ``opcode``, with any modifiers."""
+        return any(found.split(".")[0] == opcode for found in self.opcodes)
+
+
+class Build(NamedTuple):
+    """The compiled module and what was said meanwhile."""
+
+    module: Path
+    log: str
+    kernels: list[Kernel]
+    nvcc: str
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler that CMake would take."""
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+def nvcc_version() -> str:
+    """Such as 13.0.88."""
+    told = _run(nvcc(), "--version")
+    return re.search(r"V(\d+\.\d+\.\d+)", told)[1]
+
+
+def tool(name: str) -> str | None:
+    """``cuobjdump`` or ``nvdisasm``: of the registry's packages, or else of a CUDA toolkit."""
+    packages = find_spec("nvidia")
+    folders = list(packages.submodule_search_locations or ()) if packages else []
+    inside = [found for folder in folders for found in Path(folder).glob(f"*/bin/{name}")]
+    return str(inside[0]) if inside else shutil.which(name)
+
+
+def build(folder: Path) -> Build:
+    """Compile the CUDA module alone, once for each target."""
+    configure = [
+        "cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, "-DSKBUILD=2",
+        "-DSKBUILD_PROJECT_VERSION=0", "-DFASTMMD_CUDA=ON", "-DFASTMMD_CUDA_ARCHS=all",
+        "-DFASTMMD_CUDA_VERBOSE=ON", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={_run(sys.executable, '-m', 'pybind11', '--cmakedir').strip()}",
+    ]  # fmt: skip
+    environment = {**os.environ}
+    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
+    _run(*configure, env=environment)
+    log = _run("cmake", "--build", folder, "--target", "_cuda", env=environment)
+    (module,) = folder.glob("_cuda.*.so")
+    kernels = list(read_ptxas(log))
+    demangle(kernels)
+    return Build(module, log, kernels, nvcc_version())
+
+
+def read_ptxas(log: str) -> Iterator[Kernel]:
+    """The kernels in the output of ``ptxas -v``."""
+    kernel = None
+    for line in log.splitlines():
+        if entry := re.search(r"Compiling entry function '(\w+)' for 'sm_(\w+)'", line):
+            assert kernel is None, f"nothing was said of {kernel}"
+            kernel = Kernel(entry[2], entry[1])
+        elif properties := re.search(r"Function properties for (\w+)", line):
+            within = kernel is not None and properties[1] == kernel.symbol
+        elif frame := re.search(r"(\d+) bytes stack frame, (\d+) .*stores, (\d+)", line):
+            if within:  # and not of a function that it calls
+                kernel.stack, *spilled = map(int, frame.groups())
+                kernel.spilled = sum(spilled)
+        elif used := re.search(r"Used (\d+) registers", line):
+            kernel.registers = int(used[1])
+            kernel.shared = int(found[1]) if (found := re.search(r"(\d+) bytes smem", line)) else 0
+            yield kernel
+            kernel = None
+
+
+def demangle(kernels: Iterable[Kernel]) -> None:
+    """Names as in the source, without the namespaces, arguments and casts."""
+    kernels = list(kernels)
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(k.symbol for k in kernels), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    for kernel, name in zip(kernels, done.stdout.splitlines(), strict=True):
+        kernel.name = plain_name(name)
+
+
+def plain_name(demangled: str) -> str:
+    """``void ns::f<(ns::E)1, ns::P, true>(int*)`` as ``f<1, P, true>``."""
+    name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void |\([\w:]+\)(?=-?\d)", "", demangled)
+    depth = 0
+    for position, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return name[:position]
+    return name
+
+
+def disassemble(made: Build, folder: Path) -> None:
+    """Fill in the threads and the opcodes of all kernels."""
+    cuobjdump = tool("cuobjdump")
+    tools = (cuobjdump, tool("nvdisasm"))
+    folders = [str(Path(found).parent) for found in tools if found]
+    environment = {**os.environ, "PATH": os.pathsep.join([*folders, os.environ["PATH"]])}
+    _run(cuobjdump, "-xelf", "all", made.module, cwd=folder, env=environment)
+    known = {(k.target, k.symbol): k for k in made.kernels}
+    for cubin in folder.glob("*.cubin"):
+        target = re.search(r"sm_(\w+)\.cubin$", cubin.name)[1]
+        text = _run(cuobjdump, "-sass", cubin, env=environment)
+        for symbol, opcodes in read_sass(text).items():
+            known[target, symbol].opcodes = opcodes
+        for symbol, threads in launch_bounds(cubin.read_bytes()).items():
+            known[target, symbol].threads = threads
+
+
+def read_sass(text: str) -> dict[str, set[str]]:
+    """The opcodes in each function of a disassembly."""
+    found: dict[str, set[str]] = defaultdict(set)
+    current: set[str] = set()
+    pattern = re.compile(r"Function : (\w+)|/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)")
+    for match in pattern.finditer(text):
+        if match[1]:
+            current = found[match[1]]
+        else:
+            current.add(match[2])
+    return found
+
+
+def launch_bounds(cubin: bytes) -> dict[str, int]:
+    """The threads that each kernel is bound to, by its entry in ``.nv.info``."""
+    from elftools.elf.elffile import ELFFile
+
+    bounds = {}
+    prefix = ".nv.info."
+    for section in ELFFile(io.BytesIO(cubin)).iter_sections():
+        if not section.name.startswith(prefix):
+            continue
+        data, at = section.data(), 0
+        while at < len(data):
+            layout, attribute, size = struct.unpack_from("<BBH", data, at)
+            at += 4
+            if layout == SIZED:
+                if attribute in (MAX_THREADS, EXACT_THREADS):
+                    x, y, z = struct.unpack_from("<3I", data, at)
+                    bounds[section.name[len(prefix) :]] = x * y * z
+                at += size
+    return bounds
+
+
+# Of a record in .nv.info: its value follows; what it says.
+SIZED, MAX_THREADS, EXACT_THREADS = 0x04, 0x05, 0x10
+
+
+# --- occupancy -----------------------------------------------------------------------------------
+
+
+class Limits(NamedTuple):
+    """What a multiprocessor has, by the CUDA programming guide's table of compute capabilities."""
+
+    threads: int
+    blocks: int
+    shared: int  # bytes
+    reserved: int  # bytes of shared memory that the system takes for each block
+
+
+KIB = 1 << 10
+LIMITS = {
+    "75": Limits(1024, 16, 64 * KIB, 0),
+    "80": Limits(2048, 32, 164 * KIB, KIB),
+    "90a": Limits(2048, 32, 228 * KIB, KIB),
+    "100": Limits(2048, 32, 228 * KIB, KIB),
+    "120": Limits(1536, 24, 100 * KIB, KIB),
+}
+REGISTERS, WARP = 1 << 16, 32
+
+
+def resident_blocks(kernel: Kernel, threads: int, dynamic: int) -> int:
+    """Blocks of a kernel that a multiprocessor holds at a time."""
+    limits = LIMITS[kernel.target]
+    warps = -(-threads // WARP)
+    # A warp gets its registers in units of 256, a block its shared memory in units of 128 bytes.
+    registers = warps * (-(-kernel.registers * WARP // 256) * 256)
+    shared = -(-(kernel.shared + dynamic + limits.reserved) // 128) * 128
+    possible = [limits.blocks, limits.threads // (warps * WARP), REGISTERS // registers]
+    if shared:
+        possible.append(limits.shared // shared)
+    return min(possible)
+
+
+# --- the table in the documentation --------------------------------------------------------------
+
+
+def load(module: Path) -> ModuleType:
+    """The compiled module. It imports without a driver."""
+    spec = spec_from_file_location("_cuda", module)
+    loaded = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def dynamic_shared(module: Path) -> dict[str, int]:
+    """Bytes of dynamic shared memory by kernel, as far as the module tells."""
+    loaded = load(module)
+    if not hasattr(loaded, "kernels"):
+        return {}
+    return {name: dynamic for name, _, dynamic in loaded.kernels()}
+
+
+def targets_of(made: Build) -> list[str]:
+    """The targets there is code for, oldest first."""
+    return [target for target in LIMITS if any(k.target == target for k in made.kernels)]
+
+
+def table(made: Build, dynamic: dict[str, int]) -> str:
+    """Registers and shared memory of every kernel on every target, as Markdown."""
+    targets = targets_of(made)
+    rows: dict[str, dict[str, Kernel]] = defaultdict(dict)
+    for kernel in sorted(made.kernels, key=lambda k: k.name):
+        rows[kernel.name][kernel.target] = kernel
+    header = ["kernel", "threads", "shared", *(f"sm_{t}" for t in targets)]
+    ruler = ["---", *["---:"] * (len(header) - 1)]
+    lines = [header, ruler]
+    for name, by_target in rows.items():
+        threads = max((k.threads or 0) for k in by_target.values())
+        static = max(k.shared for k in by_target.values())
+        shared = f"{static + dynamic[name]}" if name in dynamic else f"{static} + ?"
+        cells = []
+        for target in targets:
+            kernel = by_target.get(target)
+            if kernel is None:
+                cells.append("")
+                continue
+            cell = str(kernel.registers)
+            if threads and name in dynamic:
+                cell += f" ({resident_blocks(kernel, threads, dynamic[name])})"
+            if kernel.stack:
+                cell += f", {kernel.stack} B local"
+            cells.append(cell)
+        lines.append([f"`{name}`", str(threads or ""), shared, *cells])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def section(made: Build) -> str:
+    """The generated part of the page."""
+    begin = f"{BEGIN} (written by `python -m tests.sass --write` with nvcc {made.nvcc}) -->"
+    return f"{begin}\n\n{table(made, dynamic_shared(made.module))}\n\n{END}"
+
+
+def in_page(text: str) -> str:
+    """The generated part that a page has."""
+    return text[text.index(BEGIN) : text.index(END) + len(END)]
+
+
+def _run(*command: object, **options: object) -> str:
+    """What a command prints; a failure shows it."""
+    done = subprocess.run(
+        [str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        **options,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stdout}")
+    return done.stdout
+
+
+def main() -> None:
+    """Print the table, or write it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sass", description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
+    write = parser.parse_args().write
+    with tempfile.TemporaryDirectory() as folder:
+        made = build(Path(folder) / "build")
+        disassembled = Path(folder) / "cubins"
+        disassembled.mkdir()
+        disassemble(made, disassembled)
+        text = section(made)
+    if write:
+        page = PAGE.read_text()
+        PAGE.write_text(page.replace(in_page(page), text))
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

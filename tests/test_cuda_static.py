@@ -1,0 +1,189 @@
+"""What can be said of the CUDA kernels without a GPU: from the compiler's report and its code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import pytest
+import sass
+from sass import Build, Kernel
+
+# In one worker, so that each target is compiled once.
+pytestmark = [pytest.mark.build, pytest.mark.xdist_group("cuda")]
+
+# What loops over pairs, or over all features of a pair. The others loop over points or terms, so
+# that a few bytes of local memory cost them nothing that shows: columns_, pack_, resolve_, finish_,
+# median_ and the like.
+HOT = re.compile(r"(tile|fused|small_\w*|forms)_kernel")
+MAX_BYTES = 30 << 20
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    if sass.nvcc() is None:
+        pytest.skip("no CUDA compiler (nvcc) on PATH")
+    return sass.build(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="session")
+def disassembled(made: Build, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    if sass.tool("cuobjdump") is None or sass.tool("nvdisasm") is None:
+        pytest.skip("no cuobjdump and nvdisasm: they are in the extra 'test' on Linux")
+    sass.disassemble(made, tmp_path_factory.mktemp("cubins"))
+    return made
+
+
+def hot(made: Build, target: str | None = None) -> list[Kernel]:
+    found = [k for k in made.kernels if HOT.fullmatch(k.function) and target in (None, k.target)]
+    assert found
+    return found
+
+
+def told(kernels: Iterable[Kernel]) -> list[str]:
+    return [f"sm_{k.target} {k.name}: {k.registers} registers, {k.stack} B stack" for k in kernels]
+
+
+# --- the compiler's report -----------------------------------------------------------------------
+
+
+def test_every_kernel_is_there_for_every_target(made: Build) -> None:
+    targets = sass.targets_of(made)
+    assert {"75", "80", "90a"} <= set(targets)
+    kernels = [{k.symbol for k in made.kernels if k.target == target} for target in targets]
+    assert kernels[0]
+    assert all(of_one == kernels[0] for of_one in kernels)
+
+
+def test_compiler_warns_of_nothing(made: Build) -> None:
+    """Not of setmaxnreg ignored, of wgmma serialised, or of registers spilled either."""
+    said = [line for line in made.log.splitlines() if re.search(r"\b(warning|Potential)\b", line)]
+    assert not said
+
+
+def test_hot_kernels_keep_to_registers(made: Build) -> None:
+    assert not told(k for k in hot(made) if k.stack or k.spilled)
+
+
+def test_module_is_small(made: Build) -> None:
+    assert made.module.stat().st_size < MAX_BYTES
+
+
+def test_module_imports_without_a_driver(made: Build) -> None:
+    loaded = sass.load(made.module)
+    architectures = loaded.architectures().split()
+    assert architectures[:-1] == sass.targets_of(made)
+    assert architectures[-1] == architectures[-2].rstrip("a") + "-ptx"
+
+
+# --- the code ------------------------------------------------------------------------------------
+
+
+def test_blocks_fit(disassembled: Build) -> None:
+    """A block of as many threads as a kernel is bound to can be launched."""
+    dynamic = sass.dynamic_shared(disassembled.module)
+    unbound = [k.name for k in disassembled.kernels if k.threads is None]
+    assert not unbound, "without __launch_bounds__ the compiler may take too many registers"
+    assert not [
+        k.name
+        for k in disassembled.kernels
+        if sass.resident_blocks(k, k.threads, dynamic.get(k.name, 0)) == 0
+    ]
+
+
+def test_hot_kernels_touch_no_local_memory(disassembled: Build) -> None:
+    assert not told(k for k in hot(disassembled) if k.uses("LDL") or k.uses("STL"))
+
+
+@pytest.mark.parametrize(
+    ("target", "products", "opcodes"),
+    [
+        ("75", "Simt", ["FFMA", "DFMA"]),
+        ("80", "Simt", ["FFMA", "DFMA"]),
+        ("80", "Mma", ["HMMA", "LDSM", "LDGSTS"]),
+        ("90a", "Simt", ["FFMA", "DFMA"]),
+        ("90a", "Mma", ["HMMA", "LDSM", "LDGSTS"]),
+        ("90a", "Wgmma", ["HGMMA", "UTMALDG"]),
+        ("100", "Mma", ["HMMA", "LDSM", "LDGSTS"]),
+        ("120", "Mma", ["HMMA", "LDSM", "LDGSTS"]),
+    ],
+)
+def test_products_use_their_instructions(
+    disassembled: Build, target: str, products: str, opcodes: list[str]
+) -> None:
+    if target not in sass.targets_of(disassembled):
+        pytest.skip(f"this nvcc knows no sm_{target}")
+    kernels = [k for k in hot(disassembled, target) if re.search(rf"\b{products}", k.name)]
+    assert kernels
+    for opcode in opcodes:
+        assert any(k.uses(opcode) for k in kernels), opcode
+
+
+# --- the documentation ---------------------------------------------------------------------------
+
+
+def test_table_of_the_documentation(disassembled: Build) -> None:
+    written = sass.in_page(sass.PAGE.read_text())
+    by = re.search(r"with nvcc ([\d.]+)\)", written)[1]
+    if by != disassembled.nvcc:
+        pytest.skip(f"the table was written with nvcc {by}, this is {disassembled.nvcc}")
+    assert written == sass.section(disassembled), "run: python -m tests.sass --write"
+
+
+# --- the readers, which need no compiler ---------------------------------------------------------
+
+PTXAS = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1aIfEvPT_' for 'sm_90a'
+ptxas info    : Function properties for _Z1aIfEvPT_
+    256 bytes stack frame, 8 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 31 registers, used 1 barriers, 256 bytes cumulative stack size, 64 bytes smem
+ptxas info    : Compiling entry function '_Z1bv' for 'sm_75'
+ptxas info    : Function properties for helper
+    512 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Function properties for _Z1bv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+"""
+SASS = """
+\tFunction : _Z1aIfEvPT_
+        /*0000*/                   MOV R1, c[0x0][0x28] ;         /* 0x00000a0000017a02 */
+        /*0010*/              @!P0 LDL.64 R2, [R1+0x8] ;          /* 0x0000080001027983 */
+        /*0020*/             @!UP1 UTMALDG.2D [UR8], [UR4] ;      /* 0x00000008040073b4 */
+\tFunction : _Z1bv
+        /*0000*/                   EXIT ;                         /* 0x000000000000794d */
+"""
+
+
+def test_reading_ptxas() -> None:
+    a, b = sass.read_ptxas(PTXAS)
+    assert (a.target, a.registers, a.shared, a.stack, a.spilled) == ("90a", 31, 64, 256, 24)
+    assert (b.target, b.registers, b.shared, b.stack, b.spilled) == ("75", 8, 0, 0, 0)
+
+
+def test_reading_a_disassembly() -> None:
+    found = sass.read_sass(SASS)
+    assert found == {"_Z1aIfEvPT_": {"MOV", "LDL.64", "UTMALDG.2D"}, "_Z1bv": {"EXIT"}}
+    assert Kernel("75", "", opcodes=found["_Z1aIfEvPT_"]).uses("LDL")
+
+
+@pytest.mark.parametrize(
+    ("demangled", "name"),
+    [
+        ("void ns::cuda::f<ns::cuda::P<float, 2>, true>(int const*)", "f<P<float, 2>, true>"),
+        ("void ns::f<(ns::Mode)1, (bool)0, (int)-3>(ns::Args<(ns::E)1>)", "f<1, 0, -3>"),
+        ("(anonymous namespace)::g(float, float)", "g"),
+    ],
+)
+def test_names(demangled: str, name: str) -> None:
+    assert sass.plain_name(demangled) == name
+
+
+def test_resident_blocks() -> None:
+    def blocks(target: str, registers: int, threads: int, shared: int) -> int:
+        return sass.resident_blocks(Kernel(target, "", registers), threads, shared)
+
+    assert blocks("80", 32, 128, 0) == 16  # by threads
+    assert blocks("80", 128, 256, 0) == 2  # by registers
+    assert blocks("90a", 168, 384, 1 << 17) == 1
+    assert blocks("90a", 64, 128, 228 << 10) == 0  # the block's own KiB does not fit
