@@ -38,9 +38,9 @@ constexpr int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / un
 constexpr int64_t depth(int64_t width) { return round_up(width, depth_unit); }
 
 constexpr size_t bytes(Operand operand) {
-  return operand == Operand::float64 ? 8
+  return operand == Operand::float64                                   ? 8
          : operand == Operand::float16 || operand == Operand::bfloat16 ? 2
-                                                                        : 4;
+                                                                       : 4;
 }
 
 // A launch that the driver refused; the message is its own.

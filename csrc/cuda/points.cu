@@ -1,0 +1,376 @@
+// From rows in memory to packed, centred and scaled rows with a kernel whose bandwidths are known.
+#include "cuda/points.cuh"
+
+namespace fastmmd::cuda {
+
+TermList term_list(const Problem& problem) {
+  TermList list{};
+  list.count = problem.num_terms;
+  for (int t = 0; t < problem.num_terms; ++t) {
+    const Term& term = problem.terms[t];
+    list.family[t] = uint8_t(term.family);
+    list.unit[t] = uint8_t(term.unit);
+    list.factor[t] = uint8_t(term.factor);
+    list.p[t] = term.p;
+    list.q[t] = term.q;
+  }
+  return list;
+}
+
+const char* Error::what() const noexcept { return cudaGetErrorString(cudaError_t(code)); }
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // what was said once is not to be said by the next call
+    throw Error(int(status));
+  }
+}
+
+DeviceGuard::DeviceGuard(int device) : before_(device), device_(device) {
+  check(cudaGetDevice(&before_));
+  if (before_ != device_) check(cudaSetDevice(device_));
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (before_ != device_) cudaSetDevice(before_);
+}
+
+namespace {
+
+// The columns of one factor of both samples.
+struct Columns {
+  Sample x, y;
+  Dtype dtype;
+  int64_t column;
+
+  // Relative to nothing, as a double: exact for every type of sample.
+  __device__ double at(int domain, int64_t i, int64_t k) const {
+    const Sample& s = domain ? y : x;
+    return to_float<double>(s.data, dtype, i * s.row_stride + (column + k) * s.column_stride);
+  }
+};
+
+struct Chunks {
+  int64_t of[2];
+
+  explicit Chunks(const Rows& rows)
+      : of{round_up(rows.n, chunk_rows) / chunk_rows, round_up(rows.m, chunk_rows) / chunk_rows} {}
+  FASTMMD_INLINE int64_t count() const { return of[0] + of[1]; }
+};
+
+int64_t slices(int64_t d) { return round_up(d, slice_columns) / slice_columns; }
+
+constexpr int column_threads = slice_columns * 8;
+
+// Sums of 32 columns over a chunk of rows, relative to the first row of x, so that equal rows are
+// exactly at their mean; and the largest magnitude among the differences.
+template <class T>
+__global__ void __launch_bounds__(column_threads)
+    columns_kernel(Columns columns, Rows rows, Chunks chunks, Factor<T> f) {
+  const int lane = threadIdx.x % slice_columns, group = threadIdx.x / slice_columns;
+  const int64_t c = blockIdx.y, k = int64_t(blockIdx.x) * slice_columns + lane;
+  const int domain = c >= chunks.of[0];
+  const int64_t begin = (domain ? c - chunks.of[0] : c) * chunk_rows;
+  const int64_t count = domain ? rows.m : rows.n;
+  const int64_t end = begin + chunk_rows < count ? begin + chunk_rows : count;
+  double sum = 0, largest = 0;
+  if (k < f.d) {
+    const double origin = columns.at(0, 0, k);
+    for (int64_t i = begin + group; i < end; i += column_threads / slice_columns) {
+      const double difference = columns.at(domain, i, k) - origin;
+      sum += difference;
+      const double size = fabs(difference);
+      if (!(size <= largest)) largest = size;  // NaN stays
+    }
+  }
+  __shared__ double sums[column_threads], sizes[column_threads];
+  sums[threadIdx.x] = sum;
+  sizes[threadIdx.x] = largest;
+  __syncthreads();
+  if (group) return;
+  for (int g = 1; g < column_threads / slice_columns; ++g) {
+    sum += sums[g * slice_columns + lane];
+    const double size = sizes[g * slice_columns + lane];
+    if (!(size <= largest)) largest = size;
+  }
+  if (k < f.d) f.partial[c * f.d + k] = sum;
+  for (int other = 16; other; other /= 2) {
+    const double size = __shfl_xor_sync(0xffffffffu, largest, other);
+    if (!(size <= largest)) largest = size;
+  }
+  if (lane == 0) f.largest[c * gridDim.x + blockIdx.x] = largest;
+}
+
+// How many powers of two the rows are scaled down by. Just as much as brings the squares of all
+// rows, and their differences', into the range of T: bandwidths are scaled with them, and have a
+// range of their own. float16 has so little range that rows are always brought to its middle.
+template <class T>
+__device__ int exponent_of(double largest, Operand operand) {
+  if (!(largest > 0) || largest > 1.7e308) return 0;
+  const int size = ilogb(largest);
+  if (operand == Operand::float16) return size - 7;
+  constexpr int margin = sizeof(T) == 4 ? 40 : 400;
+  return size > margin ? size - margin : size < -margin ? size + margin : 0;
+}
+
+constexpr int mean_threads = 128;
+
+// The pooled mean, by one thread a column; the last block chooses the scale.
+template <class T>
+__global__ void __launch_bounds__(mean_threads)
+    means_kernel(Columns columns, Rows rows, Chunks chunks, Factor<T> f, int64_t slices,
+                 Operand operand, int l, Resolved<T>* resolved) {
+  if (blockIdx.x + 1 < gridDim.x) {
+    const int64_t k = int64_t(blockIdx.x) * mean_threads + threadIdx.x;
+    if (k >= f.d) return;
+    double sum = 0;
+    for (int64_t c = 0; c < chunks.count(); ++c) sum += f.partial[c * f.d + k];
+    // The mean of what is not centred is only wanted for the spread.
+    f.mean[k] = columns.at(0, 0, k) + sum / double(rows.n + rows.m);
+    return;
+  }
+  double largest = 0, offset = 0;
+  for (int64_t c = threadIdx.x; c < chunks.count() * slices; c += mean_threads)
+    if (!(f.largest[c] <= largest)) largest = f.largest[c];
+  if (!f.centred)
+    for (int64_t k = threadIdx.x; k < f.d; k += mean_threads) {
+      const double size = fabs(columns.at(0, 0, k));
+      if (!(size <= offset)) offset = size;
+    }
+  __shared__ double sizes[mean_threads], offsets[mean_threads];
+  sizes[threadIdx.x] = largest;
+  offsets[threadIdx.x] = offset;
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int t = 1; t < mean_threads; ++t) {
+    if (!(sizes[t] <= largest)) largest = sizes[t];
+    if (!(offsets[t] <= offset)) offset = offsets[t];
+  }
+  resolved->equal[l] = largest == 0;
+  resolved->exponent[l] = exponent_of<T>(largest + offset, operand);
+}
+
+constexpr int pack_threads = 256;
+
+// One warp a row: z = (x - mean) 2^-exponent rounded, its norm, and the distance to the mean.
+template <Operand operand, class T>
+__global__ void __launch_bounds__(pack_threads)
+    pack_kernel(Columns columns, Points<T> points, int l, bool weighted) {
+  using S = Stored<operand>;
+  using E = typename S::type;
+  const Factor<T>& f = points.factors[l];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const double scale = ldexp(1.0, -points.resolved->exponent[l]);
+  const int64_t first = int64_t(blockIdx.x) * pack_rows;
+  double spread = 0;
+  for (int r = warp; r < pack_rows; r += pack_threads / 32) {
+    const int64_t row = first + r;
+    const int domain = points.domain(row);
+    const int64_t i = row - points.rows.first(domain);
+    const bool exists = i < (domain ? points.rows.m : points.rows.n);
+    E* z = static_cast<E*>(f.z) + row * f.depth;
+    T norm = 0;
+    double length = 0;
+    for (int64_t k = lane; k < f.depth; k += 32) {
+      E rounded{};
+      if (exists && k < f.d) {
+        const double x = columns.at(domain, i, k), away = (x - f.mean[k]) * scale;
+        rounded = S::round(T(f.centred ? away : x * scale));
+        spread += away * away;
+        length += double(value_of(rounded)) * double(value_of(rounded));
+      }
+      z[k] = rounded;
+      norm += value_of(rounded) * value_of(rounded);
+    }
+    norm = warp_sum(norm);
+    if (f.geometry == Geometry::cosine) {
+      length = warp_sum(length);
+      const double inverse = length == 0 ? 0 : 1 / sqrt(length);
+      norm = T(inverse);
+      for (int64_t k = lane; k < f.depth; k += 32)
+        z[k] = S::round(T(double(value_of(z[k])) * inverse));
+    }
+    if (lane == 0) {
+      f.norms[row] = norm;
+      if (f.pulls) f.pulls[row] = 0;
+      if (l == 0) {
+        if (!weighted) points.weights[row] = exists ? T(1) : T(0);
+        if (points.potentials) points.potentials[row] = 0;
+      }
+    }
+  }
+  __shared__ double room[pack_threads / 32];
+  spread = block_sum<pack_threads>(spread, room);
+  if (threadIdx.x == 0) f.spread[blockIdx.x] = spread;
+}
+
+constexpr int resolve_threads = 1024;
+
+// Everything that is one number: masses of the weights, units, scales, segments. One block.
+template <class T>
+__global__ void __launch_bounds__(resolve_threads)
+    resolve_kernel(Sample x, Sample y, Points<T> points, TermList list, const double* given,
+                   const double* coefficients, double* scales, int64_t size, double share) {
+  __shared__ double room[32];
+  Resolved<T>& resolved = *points.resolved;
+  double sums[2], squares[2], pairs[2];
+  for (int domain = 0; domain < 2; ++domain) {
+    const double* w = domain ? y.weights : x.weights;
+    const int64_t rows = domain ? points.rows.m : points.rows.n, first = points.rows.first(domain);
+    const int64_t end = domain ? points.padded() : points.rows.first(1);
+    sums[domain] = squares[domain] = double(rows);
+    pairs[domain] = double(rows) * (double(rows) - 1);
+    if (!w) {
+      if (x.weights || y.weights)
+        for (int64_t i = threadIdx.x; i < end - first; i += resolve_threads)
+          points.weights[first + i] = i < rows ? T(1) : T(0);
+      continue;
+    }
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < rows; i += resolve_threads) sum += w[i];
+    sum = block_sum<resolve_threads>(sum, room);
+    double square = 0, pair = 0;
+    for (int64_t i = threadIdx.x; i < end - first; i += resolve_threads) {
+      const double a = i < rows ? w[i] / sum * double(rows) : 0;
+      points.weights[first + i] = T(a);
+      square += a * a;
+      pair += a * (double(rows) - a);
+    }
+    sums[domain] = sum;
+    squares[domain] = block_sum<resolve_threads>(square, room);
+    pairs[domain] = block_sum<resolve_threads>(pair, room);
+  }
+  double spreads[max_factors];
+  const int64_t packs = points.padded() / pack_rows;
+  for (int l = 0; l < points.num_factors; ++l) {
+    double spread = 0;
+    for (int64_t b = threadIdx.x; b < packs; b += resolve_threads)
+      spread += points.factors[l].spread[b];
+    spreads[l] = block_sum<resolve_threads>(spread, room);
+  }
+  for (int64_t c = threadIdx.x; c < int64_t(sum_rows) * points.row_of_sums(); c += resolve_threads)
+    points.sums[c] = 0;
+  if (threadIdx.x) return;
+
+  resolved.by =
+      divisors(points.estimator, points.rows.n, points.rows.m, size, points.pairs, pairs, share);
+  resolved.all_equal = true;
+  for (int domain = 0; domain < 2; ++domain) {
+    resolved.sum[domain] = sums[domain];
+    resolved.squares[domain] = squares[domain];
+    resolved.pairs[domain] = pairs[domain];
+  }
+  resolved.segments.clear();
+  double steepest = 0;
+  for (int l = 0; l < points.num_factors; ++l) {
+    const Factor<T>& f = points.factors[l];
+    resolved.all_equal = resolved.all_equal && resolved.equal[l];
+    // u of the rows as given is 4^exponent times u of the scaled rows.
+    const int exponent = f.geometry == Geometry::cosine ? 0 : resolved.exponent[l];
+    const double one = ldexp(1.0, -2 * exponent);
+    for (int t = f.first_term; t < f.first_term + f.num_terms; ++t) {
+      double unit = one;
+      switch (Unit(list.unit[t])) {
+        case Unit::fixed: break;
+        case Unit::mean:  // (2 N sum |z|^2 - 2 |sum z|^2) / (N (N - 1)) about the mean itself
+          unit = 2 * spreads[l] / (double(points.rows.n + points.rows.m) - 1);
+          break;
+        case Unit::median: unit = f.median[0]; break;
+        case Unit::x_median: unit = f.median[1]; break;
+        case Unit::width: unit = double(f.d) * one; break;
+      }
+      resolved.terms[t] = {Family(list.family[t]), Unit(list.unit[t]), l,        given[t],
+                           coefficients[t],        list.p[t],          list.q[t]};
+      resolved.scales[t] = unit == 0 ? 0 : given[t] / unit;
+      scales[t] =
+          Unit(list.unit[t]) == Unit::fixed ? given[t] : ldexp(resolved.scales[t], -2 * exponent);
+      double slope = 0;
+      dispatch(Family(list.family[t]), [&](auto family) {
+        slope = decltype(family)::slope_factor(resolved.scales[t], list.p[t]);
+      });
+      steepest = fmax(steepest, fabs(coefficients[t] * slope));
+    }
+    resolved.kernel[l] = resolved.segments.add(resolved.terms, f.first_term,
+                                               f.first_term + f.num_terms, resolved.scales);
+  }
+  // Of the order of n m, over the steepest slope.
+  const double size_of_weights = 4 * steepest / (double(points.rows.n) * double(points.rows.m));
+  const bool usual = size_of_weights > 1e-300 && size_of_weights < 1e300;
+  const int gain = usual ? -ilogb(size_of_weights) : 0;
+  resolved.gain = T(ldexp(1.0, gain > 100 ? 100 : gain < -100 ? -100 : gain));
+}
+
+}  // namespace
+
+template <class T>
+Points<T> lay_out(const Problem& problem, const Launch& launch, const Wants& wants, Arena& arena) {
+  Points<T> points{};
+  points.rows = {problem.x.rows, problem.y.rows};
+  points.num_factors = points.num_moving = problem.num_factors;
+  points.num_terms = wants.terms;
+  const int64_t padded = points.rows.padded();
+  const int64_t chunks = Chunks(points.rows).count();
+  int64_t column = 0;
+  int t = 0;
+  for (int l = 0; l < problem.num_factors; ++l) {
+    Factor<T>& f = points.factors[l];
+    f.z = launch.z[l];
+    f.d = int(problem.widths[l]);
+    f.depth = depth(f.d);
+    f.column = column;
+    column += f.d;
+    f.first_term = t;
+    while (t < problem.num_terms && problem.terms[t].factor == l) ++t;
+    f.num_terms = t - f.first_term;
+    f.geometry = f.num_terms ? geometry(problem.terms[f.first_term].family) : Geometry::radial;
+    f.centred = wants.shift || f.geometry == Geometry::radial;
+    f.norms = arena.take<T>(padded);
+    f.pulls = wants.gradients ? arena.take<double>(padded) : nullptr;
+    f.mean = arena.take<double>(f.d);
+    f.partial = arena.take<double>(chunks * f.d);
+    f.largest = arena.take<double>(chunks * slices(f.d));
+    f.spread = arena.take<double>(padded / pack_rows);
+    f.median = arena.take<double>(2);
+  }
+  points.weights = arena.take<T>(padded);
+  points.potentials = wants.potentials ? arena.take<double>(padded) : nullptr;
+  points.resolved = arena.take<Resolved<T>>(1);
+  points.sums = arena.take<double>(int64_t(sum_rows) * points.row_of_sums());
+  return points;
+}
+
+template <class T>
+void prepare(const Problem& problem, const Launch& launch, const Points<T>& points, int64_t size,
+             double share) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(launch.stream);
+  const Chunks chunks(points.rows);
+  const bool weighted = problem.x.weights || problem.y.weights;
+  for (int l = 0; l < points.num_factors; ++l) {
+    const Factor<T>& f = points.factors[l];
+    const Columns columns{problem.x, problem.y, problem.dtype, f.column};
+    const dim3 grid(unsigned(slices(f.d)), unsigned(chunks.count()));
+    check(fastmmd::cuda::launch(columns_kernel<T>, grid, dim3(column_threads), 0, stream, columns,
+                                points.rows, chunks, f));
+    const unsigned means = unsigned(round_up(f.d, mean_threads) / mean_threads) + 1;
+    check(fastmmd::cuda::launch(means_kernel<T>, dim3(means), dim3(mean_threads), 0, stream,
+                                columns, points.rows, chunks, f, slices(f.d), launch.operand, l,
+                                points.resolved));
+    with_operand(launch.operand, [&](auto operand) {
+      if constexpr (std::is_same_v<typename Stored<operand>::compute, T>)
+        check(fastmmd::cuda::launch(pack_kernel<operand, T>,
+                                    dim3(unsigned(points.padded() / pack_rows)), dim3(pack_threads),
+                                    0, stream, columns, points, l, weighted));
+    });
+  }
+  find_medians<T>(problem, launch, points);
+  check(fastmmd::cuda::launch(resolve_kernel<T>, dim3(1), dim3(resolve_threads), 0, stream,
+                              problem.x, problem.y, points, term_list(problem), launch.given_scales,
+                              launch.coefficients, problem.scales, size, share));
+}
+
+template Points<float> lay_out(const Problem&, const Launch&, const Wants&, Arena&);
+template Points<double> lay_out(const Problem&, const Launch&, const Wants&, Arena&);
+template void prepare(const Problem&, const Launch&, const Points<float>&, int64_t, double);
+template void prepare(const Problem&, const Launch&, const Points<double>&, int64_t, double);
+
+}  // namespace fastmmd::cuda
