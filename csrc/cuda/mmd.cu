@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/product.cuh"
 #include "cuda/tiles.cuh"
 
 namespace fastmmd::cuda {
@@ -211,9 +212,20 @@ class Pass {
  private:
   static constexpr int64_t side = 4096;  // of rectangles that need no panel
 
-  int tile() const { return points.num_factors > 1 ? product_tile_rows() : tile_rows(); }
-  static constexpr int product_tile_rows() { return sizeof(T) == 8 ? 16 : 32; }
-  int tile_rows() const { return launch_.products == Products::simt ? 64 : 128; }
+  // All terms are, and only the points, if anything, have gradients.
+  bool gaussian() const {
+    return !points.num_terms && !points.potentials &&
+           std::all_of(args_.terms, args_.terms + args_.num_terms,
+                       [](const Term& t) { return t.family == Family::gaussian; });
+  }
+
+  // Rows of the tiles of run().
+  int tile() const {
+    if (points.num_factors > 1) return product_tile<T>;
+    if (launch_.products != Products::simt) return 128;
+    if constexpr (sizeof(T) == 8) return gaussian() ? SimtDouble::tile : SimtDoubleStaged::tile;
+    return SimtFloat::tile;
+  }
   int64_t parts(int64_t count) const { return count / tile(); }
 
   TileArgs<T> rectangle(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
@@ -244,15 +256,12 @@ class Pass {
 
   void run(const TileArgs<T>& tiles, bool gradient) const {
     if (points.num_factors > 1) return product_tiles(tiles, launch_, gradient);
-    const bool gaussian = !points.num_terms && !points.potentials &&
-                          std::all_of(args_.terms, args_.terms + args_.num_terms,
-                                      [](const Term& t) { return t.family == Family::gaussian; });
     if constexpr (sizeof(T) == 4) {
-      if (launch_.products == Products::mma) return mma_tiles(tiles, launch_, gaussian, gradient);
+      if (launch_.products == Products::mma) return mma_tiles(tiles, launch_, gaussian(), gradient);
       if (launch_.products == Products::wgmma)
-        return wgmma_tiles(tiles, launch_, gaussian, gradient);
+        return wgmma_tiles(tiles, launch_, gaussian(), gradient);
     }
-    simt_tiles(tiles, launch_, gaussian, gradient);
+    simt_tiles(tiles, launch_, gaussian(), gradient);
   }
 
   void reduce(const TileArgs<T>& tiles, bool pulls) const {

@@ -10,7 +10,8 @@ template <class T>
 constexpr int product_tile = sizeof(T) == 8 ? 16 : 32;
 
 template <class T>
-using ProductSimt = Simt<T, product_tile<T>, product_tile<T> / 16>;
+using ProductSimt = Simt<sizeof(T) == 8 ? Operand::float64 : Operand::float32, product_tile<T>,
+                         product_tile<T> / 16>;
 
 template <class T>
 constexpr int product_shared_bytes(int num_factors) {
@@ -25,7 +26,7 @@ constexpr int product_shared_bytes(int num_factors) {
 // As tile_kernel, of several factors: each factor's gradient is weighted by the values of the
 // others. Statistics, values and slopes of all factors lie in shared memory, each thread's own.
 template <class T, bool gradient>
-__global__ void __launch_bounds__(ProductSimt<T>::threads)
+__global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
     product_tile_kernel(const __grid_constant__ TileArgs<T> args) {
   using P = ProductSimt<T>;
   constexpr int tile = P::tile, elements = P::elements;

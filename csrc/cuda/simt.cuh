@@ -1,4 +1,4 @@
-// Inner products of a tile by multiply-adds of each thread: float32 and float64, on any GPU.
+// Inner products of a tile by multiply-adds of each thread, in float32 or float64, on any GPU.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -8,14 +8,15 @@ namespace fastmmd::cuda {
 // A tile of `tile_` rows and columns by a square of threads, each with R x R elements. Threads own
 // groups of up to four neighbouring rows and columns, so that what a warp reads of shared memory
 // is read as vectors without conflicts.
-template <class T_, int tile_, int R>
+template <Operand operand_, int tile_, int R>
 struct Simt {
-  using T = T_;
-  static constexpr Operand operand = sizeof(T) == 8 ? Operand::float64 : Operand::float32;
+  static constexpr Operand operand = operand_;
+  using E = typename Stored<operand>::type;
+  using T = typename Stored<operand>::compute;
   static constexpr int tile = tile_;
   static constexpr int side = tile / R;
   static constexpr int threads = side * side;
-  static constexpr int blocks = R == 8 ? 5 : 2;
+  static constexpr int blocks = R == 8 ? 4 : 2;  // registers allow no more
   static constexpr int elements = R * R;
   static constexpr bool exact = true;
 
@@ -49,9 +50,9 @@ struct Simt {
   }
 
  private:
-  static constexpr int vector = 16 / int(sizeof(T));
+  static constexpr int vector = 16 / int(sizeof(E));
   struct alignas(16) Vector {
-    T e[vector];
+    E e[vector];
   };
   static constexpr int vectors = 2 * tile * step / vector;  // of both sides, of one step
   static constexpr int loads = vectors / threads;
@@ -62,7 +63,7 @@ struct Simt {
   static __device__ __forceinline__ void contract(const Factor<T>& f, int64_t I, int64_t J,
                                                   char* shared, T (&u)[elements], const Add& add) {
     T* const rooms = reinterpret_cast<T*>(shared);
-    const T* const z = static_cast<const T*>(f.z);
+    const E* const z = static_cast<const E*>(f.z);
     Vector next[loads];
     auto fetch = [&](int64_t k) {
 #pragma unroll
@@ -80,7 +81,7 @@ struct Simt {
         const int k = v % (step / vector) * vector, second = r >= tile;
 #pragma unroll
         for (int c = 0; c < vector; ++c)
-          room[(second * step + k + c) * stride + r % tile] = next[l].e[c];
+          room[(second * step + k + c) * stride + r % tile] = value_of(next[l].e[c]);
       }
     };
 #pragma unroll
@@ -107,7 +108,9 @@ struct Simt {
   }
 };
 
-using SimtFloat = Simt<float, 64, 8>;
-using SimtDouble = Simt<double, 64, 4>;
+using SimtFloat = Simt<Operand::float32, 64, 8>;
+using SimtDouble = Simt<Operand::float64, 64, 4>;
+// Where a tile of statistics has to lie beside the stage, in the 64 KiB of the least GPU.
+using SimtDoubleStaged = Simt<Operand::float64, 32, 2>;
 
 }  // namespace fastmmd::cuda

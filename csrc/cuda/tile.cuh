@@ -289,7 +289,7 @@ __device__ __forceinline__ void distances(const Factor<T>& f, const Tile& at, T 
 // One factor. `gaussian`: all its terms are, and nobody asks for gradients of weights or terms;
 // then the elements of a tile stay in registers.
 template <class Products, bool gaussian, bool gradient>
-__global__ void __launch_bounds__(Products::threads, Products::blocks)
+__global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks : 1)
     tile_kernel(const __grid_constant__ TileArgs<typename Products::T> args,
                 const __grid_constant__ typename Products::Params params) {
   using T = typename Products::T;
@@ -308,7 +308,6 @@ __global__ void __launch_bounds__(Products::threads, Products::blocks)
   double* const sums = points.sums + int64_t(blockIdx.x) * points.row_of_sums();
   segments.load(resolved.kernel[0]);
   __syncthreads();
-  const Evaluate<gaussian, T> evaluate(segments);
   const T offset = resolved.kernel[0].near_offset;
 
   Totals totals;
@@ -326,6 +325,7 @@ __global__ void __launch_bounds__(Products::threads, Products::blocks)
     __syncthreads();
     if (radial) distances<Products>(f, at, offset, sides, shared, u);
 
+    const Evaluate<gaussian, T> evaluate(segments);
     T sum = 0;
     // One element: its part of the sum, and its gradient weight, rounded first, so that the sums
     // are of the weights that the products use.

@@ -22,20 +22,23 @@ inline unsigned grid_of(int64_t tiles, int blocks, const Launch& launch) {
   return unsigned(std::min<int64_t>({tiles, int64_t(processors) * blocks, sum_rows}));
 }
 
+template <class P, bool gaussian>
+void launch_tiles(const TileArgs<typename P::T>& args, const Launch& launch, bool gradient) {
+  const dim3 grid(grid_of(tiles_of(args, P::tile), P::blocks, launch)), block(P::threads);
+  auto run = [&](auto wanted) {
+    check(fastmmd::cuda::launch(
+        tile_kernel<P, gaussian, wanted>, grid, block, TileShared<P, gaussian, wanted>::bytes,
+        static_cast<cudaStream_t>(launch.stream), args, P::params(args.points)));
+  };
+  gradient ? run(std::true_type{}) : run(std::false_type{});
+}
+
+// One of the two, known at run time.
 template <class P>
 void launch_tiles(const TileArgs<typename P::T>& args, const Launch& launch, bool gaussian,
                   bool gradient) {
-  const cudaStream_t stream = static_cast<cudaStream_t>(launch.stream);
-  const dim3 grid(grid_of(tiles_of(args, P::tile), P::blocks, launch)), block(P::threads);
-  const typename P::Params params = P::params(args.points);
-  auto run = [&](auto g, auto v) {
-    check(fastmmd::cuda::launch(tile_kernel<P, g, v>, grid, block, TileShared<P, g, v>::bytes,
-                                stream, args, params));
-  };
-  using Yes = std::true_type;
-  using No = std::false_type;
-  if (gaussian) gradient ? run(Yes{}, Yes{}) : run(Yes{}, No{});
-  else gradient ? run(No{}, Yes{}) : run(No{}, No{});
+  if (gaussian) launch_tiles<P, true>(args, launch, gradient);
+  else launch_tiles<P, false>(args, launch, gradient);
 }
 
 }  // namespace fastmmd::cuda

@@ -11,7 +11,8 @@ void simt_tiles(const TileArgs<float>& args, const Launch& launch, bool gaussian
 
 template <>
 void simt_tiles(const TileArgs<double>& args, const Launch& launch, bool gaussian, bool gradient) {
-  launch_tiles<SimtDouble>(args, launch, gaussian, gradient);
+  if (gaussian) launch_tiles<SimtDouble, true>(args, launch, gradient);
+  else launch_tiles<SimtDoubleStaged, false>(args, launch, gradient);
 }
 
 template <class T>
