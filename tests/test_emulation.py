@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from emulation.build import CXX, HERE, build_program
 
 pytestmark = [

@@ -56,7 +56,7 @@ FASTMMD_PTX float rsqrt_approx(float x) {
 
 // The greater of two; NaN if one is NaN, unlike fmaxf.
 FASTMMD_PTX float max_nan(float a, float b) {
-#if __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float y;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
   return y;
@@ -171,12 +171,16 @@ FASTMMD_PTX void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// True for one lane of the warp, the same one each time (sm_90).
+// True for one lane of the warp, the same one each time. All lanes call it.
 FASTMMD_PTX bool elect_one() {
-  uint32_t elected = 0;
-  FASTMMD_SM90(
-      "{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(elected));
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint32_t elected;
+  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }"
+               : "=r"(elected));
   return elected != 0;
+#else
+  return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32 == 0;
+#endif
 }
 
 // The warpgroup of the thread and the thread's place in it, known to be the same in all its lanes.
@@ -186,6 +190,7 @@ FASTMMD_PTX int warpgroup_index() {
 FASTMMD_PTX int warpgroup_thread() { return static_cast<int>(threadIdx.x % 128); }
 
 // Gives the warpgroup more, or takes from it all but, N registers a thread (sm_90a; N % 8 == 0).
+// Ignored unless the kernel has __launch_bounds__ with a number of blocks.
 template <int N>
 FASTMMD_PTX void setmaxnreg_inc() {
   FASTMMD_SM90A("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));

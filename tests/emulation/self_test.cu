@@ -270,6 +270,160 @@ void test_pipeline() {
   check(seen, "a missing cp.async wait shows");
 }
 
+// --- products of a warpgroup ---------------------------------------------------------------------
+
+constexpr int step_bytes = 128;  // of a row, one stage of the ring
+constexpr int stages = 2;
+
+constexpr int element_bytes(Kind kind) { return kind == Kind::tf32 ? 4 : 2; }
+constexpr int step(Kind kind) { return step_bytes / element_bytes(kind); }
+
+template <Kind kind, int N, bool mn_major_b, class A>
+void wgmma_step(float (&d)[N / 2], const A& a, uint64_t b) {
+  if constexpr (kind == Kind::tf32) ptx::wgmma_tf32<N>(d, a, b, true);
+  if constexpr (kind == Kind::bf16) ptx::wgmma_bf16<N, mn_major_b>(d, a, b, true);
+  if constexpr (kind == Kind::half) ptx::wgmma_half<N, mn_major_b>(d, a, b, true);
+}
+
+// c = a b with 64 rows of a to each block. Warpgroup 1 fills the ring by TMA, warpgroup 0 empties
+// it. b is N x k (K-major) or k x N. In a cluster of 2 each block brings one half of b to both.
+template <Kind kind, int N, bool from_registers, bool mn_major_b, bool pair>
+__global__ void __launch_bounds__(256, 1)
+    multiply_warpgroup(const __grid_constant__ TensorMap map_a,
+                       const __grid_constant__ TensorMap map_b, const char* a, float* c, int k) {
+  constexpr int a_bytes = 64 * step_bytes, b_bytes = N * step_bytes, stage = a_bytes + b_bytes;
+  constexpr int tile_bytes = 64 * step_bytes;  // MN-major: 64 columns
+  char* shared = dynamic_shared();
+  uint64_t* full = reinterpret_cast<uint64_t*>(shared + stages * stage);
+  uint64_t* empty = full + stages;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < stages; ++s) {
+      ptx::mbarrier::init(full + s, 1);
+      ptx::mbarrier::init(empty + s, pair ? 2 : 1);
+    }
+    ptx::mbarrier::fence_init();
+  }
+  if (pair) ptx::cluster_sync();
+  __syncthreads();
+  const int row = int(blockIdx.x) * 64, rank = pair ? int(ptx::cluster_rank()) : 0;
+  const int steps = k / step(kind), blocks = pair ? 2 : 1;
+
+  if (ptx::warpgroup_index() == 1) {
+    ptx::setmaxnreg_dec<40>();
+    if (ptx::warpgroup_thread() == 0) {
+      for (int i = 0; i < steps; ++i) {
+        const int s = i % stages, x = i * step(kind);
+        char* const to = shared + s * stage;
+        ptx::mbarrier::wait(empty + s, (i / stages + 1) % 2);
+        ptx::mbarrier::arrive_expect(full + s, stage);
+        ptx::tma_load_2d(to, &map_a, full + s, x, row);
+        if (mn_major_b) {
+          for (int tile = rank; tile < N / 64; tile += blocks)
+            ptx::tma_load_2d_multicast(to + a_bytes + tile * tile_bytes, &map_b, full + s,
+                                       tile * 64, x, uint16_t((1 << blocks) - 1));
+        } else {
+          ptx::tma_load_2d_multicast(to + a_bytes + rank * b_bytes / blocks, &map_b, full + s, x,
+                                     rank * N / blocks, uint16_t((1 << blocks) - 1));
+        }
+      }
+    }
+  } else {
+    ptx::setmaxnreg_inc<232>();
+    const int t = ptx::warpgroup_thread(), g = t % 32 / 4, q = t % 4;
+    float d[N / 2];
+    for (float& value : d) value = 1;
+    for (int i = 0; i < steps; ++i) {
+      const int s = i % stages;
+      ptx::mbarrier::wait(full + s, i / stages % 2);
+      const uint64_t da = ptx::wgmma::descriptor(shared + s * stage);
+      const uint64_t db =
+          ptx::wgmma::descriptor(shared + s * stage + a_bytes, 1024, mn_major_b ? tile_bytes : 16);
+      uint32_t fragments[4][4];
+      for (int l = 0; l < 4; ++l)
+        for (int r = 0; r < 4; ++r) {
+          const char* at = a + (row + t / 32 * 16 + g + r % 2 * 8) * k * element_bytes(kind) +
+                           (i * 4 + l) * 32 + r / 2 * 16 + q * 4;
+          memcpy(&fragments[l][r], at, 4);
+        }
+      ptx::wgmma::hold(d);
+      ptx::wgmma::fence();
+      for (int l = 0; l < 4; ++l) {
+        const uint64_t b = ptx::wgmma::advance(db, mn_major_b ? l * 2048 : l * 32);
+        if constexpr (from_registers) wgmma_step<kind, N, mn_major_b>(d, fragments[l], b);
+        else wgmma_step<kind, N, mn_major_b>(d, ptx::wgmma::advance(da, l * 32), b);
+      }
+      ptx::wgmma::commit();
+      ptx::wgmma::wait<0>();
+      ptx::wgmma::hold(d);
+      ptx::named_barrier_sync(1, 128);
+      if (t == 0)
+        for (int block = 0; block < blocks; ++block)
+          ptx::mbarrier::arrive_cluster(empty + s, block);
+    }
+    for (int e = 0; e < N / 2; ++e)
+      c[(row + t / 32 * 16 + g + e % 4 / 2 * 8) * N + e / 4 * 8 + q * 2 + e % 2] = d[e];
+  }
+  if (pair) ptx::cluster_sync();
+}
+
+template <Kind kind, int N, bool from_registers, bool mn_major_b, bool pair>
+void test_wgmma(const char* name) {
+  const int k = 5 * step(kind), rows = 128, cut = mn_major_b ? 0 : 3;
+  const auto a = small_integers(size_t(rows * k), 7), b = small_integers(size_t(N * k), 8);
+  // The tensor maps need addresses of 16 bytes: vectors have them.
+  const auto a_bytes = encode<kind>(a), b_bytes = encode<kind>(b);
+  TensorMap map_a, map_b;
+  const int bytes = element_bytes(kind);
+  const bool mapped = tensor_map_2d(&map_a, a_bytes.data(), bytes, rows, k, 64) == cudaSuccess &&
+                      (mn_major_b ? tensor_map_2d(&map_b, b_bytes.data(), bytes, k, N, 64)
+                                  : tensor_map_2d(&map_b, b_bytes.data(), bytes, N - cut, k,
+                                                  pair ? N / 2 : N)) == cudaSuccess;
+  std::vector<float> c(size_t(rows) * N);
+  const size_t shared = size_t(stages) * (64 + N) * step_bytes + 64;
+  launch_cluster(multiply_warpgroup<kind, N, from_registers, mn_major_b, pair>, 2, 256, shared,
+                 nullptr, pair ? 2 : 1, map_a, map_b, a_bytes.data(), c.data(), k);
+  bool good = mapped;
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < N; ++j) {
+      float sum = 1;
+      if (j < N - cut)
+        for (int l = 0; l < k; ++l)
+          sum += a[i * k + l] * (mn_major_b ? b[l * N + j] : b[j * k + l]);
+      good &= sum == c[i * N + j];
+    }
+  check(good, std::string("TMA and wgmma ") + name);
+}
+
+__global__ void no_fence() {
+  float d[32] = {};
+  const uint64_t tile = ptx::wgmma::descriptor(dynamic_shared());
+  ptx::wgmma_bf16<64>(d, tile, tile, false);
+}
+__global__ void no_wait() {
+  float d[32] = {};
+  const uint64_t tile = ptx::wgmma::descriptor(dynamic_shared());
+  ptx::wgmma::fence();
+  ptx::wgmma_bf16<64>(d, tile, tile, false);
+  ptx::wgmma::commit();
+}
+__global__ void three_warps() { ptx::wgmma::fence(); }
+__global__ void no_arrival() {
+  uint64_t* bar = reinterpret_cast<uint64_t*>(dynamic_shared());
+  if (threadIdx.x == 0) ptx::mbarrier::init(bar, 2);
+  __syncthreads();
+  if (threadIdx.x == 0) ptx::mbarrier::arrive(bar);
+  ptx::mbarrier::wait(bar, 0);
+}
+__global__ void no_init() { ptx::mbarrier::arrive(reinterpret_cast<uint64_t*>(dynamic_shared())); }
+
+void test_async_faults() {
+  check(message_of("no wgmma.fence", no_fence, 128), "wgmma without a fence");
+  check(message_of("before a wgmma was waited for", no_wait, 128), "wgmma that nobody waits for");
+  check(message_of("a warpgroup of 128", three_warps, 96), "a warpgroup that is none");
+  check(message_of("wait for an mbarrier", no_arrival, 32), "an mbarrier without its arrivals");
+  check(message_of("not initialised", no_init, 32), "an mbarrier that was not initialised");
+}
+
 }  // namespace
 
 int main() {
@@ -282,6 +436,14 @@ int main() {
   test_mma<Kind::half>("half");
   test_transpose();
   test_pipeline();
+  test_wgmma<Kind::tf32, 64, false, false, false>("tf32");
+  test_wgmma<Kind::tf32, 256, true, false, false>("tf32, A in registers");
+  test_wgmma<Kind::bf16, 256, false, false, false>("bf16");
+  test_wgmma<Kind::bf16, 128, false, true, false>("bf16, B MN-major");
+  test_wgmma<Kind::bf16, 64, true, true, false>("bf16, A in registers, B MN-major");
+  test_wgmma<Kind::half, 128, false, false, true>("half, in a cluster");
+  test_wgmma<Kind::half, 256, true, true, true>("half, in a cluster, A in registers, B MN-major");
+  test_async_faults();
   std::printf(failures ? "%d failed\n" : "passed\n", failures);
   return failures != 0;
 }
