@@ -3,6 +3,7 @@
 #   PYTHON   the interpreter the virtual environment is made from   (python3)
 #   CUDA     AUTO, ON or OFF: build the CUDA module                 (AUTO where a GPU is visible, else OFF)
 #   JOBS     compilers and tests at a time                          (the cores this process may use)
+#   OUT      the folder that gpu-check writes                       (runs/gpu-check)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,6 +13,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 CUDA ?= $(if $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null)),AUTO,OFF)
 JOBS ?= $(shell nproc)
+OUT ?= runs/gpu-check
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,12 +63,16 @@ FORCE:
 
 # --- the main job --------------------------------------------------------------------------------
 
-.PHONY: demo bench
+.PHONY: demo bench gpu-check
 demo: install  ## train and align a digit classifier, with and without MMD; results in runs/demo
 	$(BIN)/fastmmd demo
 
 bench: install  ## time and memory beside plain PyTorch and torch.compile; results in runs/bench
 	$(BIN)/python -m benchmarks -o runs/bench
+
+# With the Python it is called with, not that of .venv, and nothing from a network.
+gpu-check:  ## on a machine with a GPU: build, test, sanitize, measure, in 9 minutes; results in OUT
+	PATH="$${PATH#$(CURDIR)/$(BIN):}" $(PYTHON) -m benchmarks.gpu_check --out "$(OUT)"
 
 # --- checks --------------------------------------------------------------------------------------
 

@@ -1,0 +1,443 @@
+"""``make gpu-check``: build, test, sanitize and measure on a machine with a GPU, in 9 minutes.
+
+It uses the Python it is called with, fetches nothing, and leaves that Python as it is. Each phase
+has a budget and writes what it has found at once; one that overruns is cut, and the next begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_journal import Journal, end_group, supervise
+from benchmarks.gpu_report import markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRATCH = ROOT / "build" / "gpu-check"
+# Seconds at most. What a phase leaves goes to the last.
+BUDGETS = {"build": 170.0, "tests": 110.0, "sanitizer": 70.0, "bench": 160.0}
+TOTAL = 520.0
+TEST_LIMIT = 45.0  # seconds of one test, the start of the device with the first included
+TOOLS = ("memcheck", "racecheck", "initcheck")
+FOUND = 9  # exit status by which a tool says that it found something
+OLDEST = (7, 5)  # compute capability
+COMMIT = "FASTMMD_COMMIT"  # the variable that names it where there is no repository
+
+
+class Unusable(Exception):
+    """What the user has to mend."""
+
+
+class Check:
+    """One run.
+
+    Args:
+        out: the folder for what it writes.
+        dry: on the CPU, at toy sizes, without a build.
+        commit: of the sources, where there is no repository to ask.
+        rows: of the benchmark, or all.
+    """
+
+    def __init__(self, out: Path, dry: bool, commit: str | None, rows: str | None) -> None:
+        self.out, self.dry, self.rows = out, dry, rows
+        self.start = time.monotonic()
+        self.site = SCRATCH / "site"
+        self.failed = False
+        self.results: dict[str, Any] = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="minutes")[:16],
+            "dry": dry,
+            "commit": commit or commit_of(ROOT),
+            "sources": digest(ROOT),
+            "driver": driver(),
+            "torch": _installed("torch"),
+            "cuda": "",
+            "nvcc": nvcc_version(),
+            "python": platform.python_version(),
+            "device": {},
+            "phases": [],
+            "tests": {},
+            "sanitizer": {},
+            "rows": {},
+        }
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """That of a process that imports what was built, and the benchmarks from here."""
+        # The sources of fastmmd lie here too: what was built has to come first.
+        paths = [str(ROOT)] if self.dry else [str(self.site), str(ROOT)]
+        before = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join([*paths, *([before] if before else [])])
+        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+    def run(self) -> int:
+        """All phases.
+
+        Returns:
+            0, or 1 if anything failed.
+        """
+        SCRATCH.mkdir(parents=True, exist_ok=True)
+        for old in ("build.log", "pytest.log", "sanitizer.log", "bench.log"):
+            (self.out / old).unlink(missing_ok=True)
+        built = self.phase("build", self.build)
+        for name, work in (
+            ("tests", self.tests),
+            ("sanitizer", self.sanitizer),
+            ("bench", self.bench),
+        ):
+            if built:
+                self.phase(name, work)
+            else:
+                self._note(name, "skipped", 0.0, "there is no build")
+        return int(self.failed)
+
+    def phase(self, name: str, work: Any) -> bool:
+        """One phase, and what it came to."""
+        begun = time.monotonic()
+        end = self.start + TOTAL
+        deadline = end if name == "bench" else min(end, begun + BUDGETS[name])
+        print(f"gpu-check: {name} ...", flush=True)
+        try:
+            outcome, detail = work(deadline)
+        except Exception as error:
+            outcome, detail = "failed", f"{type(error).__name__}: {error}"
+        self._note(name, outcome, time.monotonic() - begun, detail)
+        return outcome in ("passed", "not run")
+
+    def _note(self, name: str, outcome: str, seconds: float, detail: str) -> None:
+        self.failed |= outcome in ("failed", "skipped")
+        phase = {"name": name, "outcome": outcome, "seconds": seconds, "detail": detail}
+        self.results["phases"].append(phase | {"budget": BUDGETS[name]})
+        self.write()
+        print(f"gpu-check: {name}: {outcome} after {seconds:.0f} s. {detail}", flush=True)
+
+    def write(self) -> None:
+        """What is known by now."""
+        (self.out / "results.json").write_text(json.dumps(self.results, indent=1) + "\n")
+        (self.out / "table.md").write_text(markdown(self.results))
+
+    # --- the phases ------------------------------------------------------------------------------
+
+    def build(self, deadline: float) -> tuple[str, str]:
+        """Into a folder of its own, for the GPU that is here."""
+        command = build_command(self.site)
+        log = self.out / "build.log"
+        log.write_text(" ".join(command) + "\n")
+        if self.dry:
+            return "not run", "a dry run uses what is installed"
+        shutil.rmtree(self.site, ignore_errors=True)
+        environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
+        if shutil.which("ninja"):
+            environment.setdefault("CMAKE_GENERATOR", "Ninja")
+        status = run_until(command, log, deadline, cwd=ROOT, env=environment)
+        modules = list(self.site.glob("fastmmd/_cuda*.so"))
+        if status != 0 or not modules:
+            last = log.read_text(errors="replace").strip().splitlines()[-1]
+            reason = "cut" if status is None else f"pip ended with status {status}"
+            return "failed", f"{reason}; build.log ends: {last[:200]}"
+        return "passed", f"_cuda is {modules[0].stat().st_size / 2**20:.1f} MiB"
+
+    def tests(self, deadline: float) -> tuple[str, str]:
+        """``pytest -m gpu``, on the files that have such tests."""
+        files = [
+            str(path)
+            for path in sorted((ROOT / "tests").glob("test_*.py"))
+            if "mark.gpu" in path.read_text()
+        ]
+        if not files:
+            return "failed", "no test is marked gpu"
+        journal = fresh_journal("tests")
+        command = [
+            *(sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-ra", "--tb=short"),
+            *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
+            *("-p", "benchmarks.gpu_pytest", "-p", "no:cacheprovider", "-p", "no:benchmark"),
+            # Those of other releases of torch are not what is checked here.
+            *("-W", "default", "--continue-on-collection-errors", "--durations=10", *files),
+        ]
+        status = supervise(
+            command,
+            journal,
+            self.out / "pytest.log",
+            lambda test: TEST_LIMIT,
+            deadline,
+            fine=(0, 1, 5),
+            cwd=SCRATCH,
+            env=self.environment(FASTMMD_GPU_JOURNAL=str(journal.path)),
+        )
+        self.results["tests"] = {
+            name: {key: value for key, value in end.items() if key in ("outcome", "message")}
+            for name, end in journal.ended().items()
+        }
+        log = (self.out / "pytest.log").read_text(errors="replace")
+        broken = re.findall(r"^ERROR (\S+)", log, re.M)
+        counts = Counter(end["outcome"].split(" (")[0] for end in journal.ended().values())
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no test"
+        if broken:
+            told += f"; not collected: {', '.join(sorted(set(broken)))}"
+        if status == "cut":
+            return "cut", told
+        fine = status == "done" and set(counts) <= {"passed", "skipped"} and not broken
+        return ("passed" if fine and counts else "failed"), f"{told}; {status}"
+
+    def sanitizer(self, deadline: float) -> tuple[str, str]:
+        """The tools side by side, each over the same small set of calls."""
+        script = [sys.executable, "-m", "benchmarks.gpu_sanitize", *["--dry-run"] * self.dry]
+        # Every allocation by itself: the ends of tensors are the ends of what may be touched.
+        environment = self.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        options: dict[str, Any] = {"cwd": SCRATCH, "env": environment}
+        program = find_sanitizer()
+        if program is None:
+            with (self.out / "sanitizer.log").open("wb") as log:
+                log.write(b"compute-sanitizer was not found: the calls by themselves\n")
+            status = run_until(script, self.out / "sanitizer.log", deadline, **options)
+            self.results["sanitizer"] = dict.fromkeys(TOOLS, "not installed")
+            outcome = "failed" if status else "cut" if status is None else "not run"
+            return outcome, f"compute-sanitizer is not installed; the calls: status {status}"
+        logs = {tool: SCRATCH / f"{tool}.log" for tool in TOOLS}
+        running = {
+            tool: start([*sanitizer_command(program, tool), *script], logs[tool], **options)
+            for tool in TOOLS
+        }
+        verdicts = {}
+        for tool, process in running.items():
+            status = wait_until(process, deadline)
+            verdicts[tool] = sanitizer_verdict(status, logs[tool].read_text(errors="replace"))
+        self.results["sanitizer"] = verdicts
+        with (self.out / "sanitizer.log").open("wb") as joined:
+            for tool, log in logs.items():
+                joined.write(f"\n===== {tool}: {verdicts[tool]}\n".encode() + log.read_bytes())
+        told = "; ".join(f"{tool}: {verdict}" for tool, verdict in verdicts.items())
+        if any("found" in verdict or "crashed" in verdict for verdict in verdicts.values()):
+            return "failed", told
+        clean = all(verdict == "clean" for verdict in verdicts.values())
+        return ("passed" if clean else "cut" if "cut" in verdicts.values() else "not run"), told
+
+    def bench(self, deadline: float) -> tuple[str, str]:
+        """The rows of the benchmark."""
+        journal = fresh_journal("bench")
+        command = [sys.executable, "-m", "benchmarks.gpu_rows", "--journal", str(journal.path)]
+        command += ["--dry-run"] * self.dry + (["--rows", self.rows] if self.rows else [])
+        status = supervise(
+            command,
+            journal,
+            self.out / "bench.log",
+            row_limit,
+            deadline,
+            cwd=SCRATCH,
+            env=self.environment(),
+        )
+        self.results["rows"] = {
+            name: {key: value for key, value in end.items() if key != "end"}
+            for name, end in journal.ended().items()
+        }
+        facts = self.results["rows"].pop("facts", {})
+        if facts.get("records"):
+            self.results["device"] = facts["records"][0]["device"]
+            self.results["machine"] = facts["records"][0]["machine"]
+            self.results["cuda"] = facts["records"][0]["cuda"]
+        bad = [name for name, end in journal.ended().items() if end["outcome"] != "passed"]
+        told = f"{len(journal.ended()) - len(bad)} rows measured"
+        if bad:
+            told += f"; not: {', '.join(bad)}"
+        if status == "cut":
+            return "cut", told
+        return ("passed" if status == "done" and not bad else "failed"), f"{told}; {status}"
+
+
+def row_limit(row: str) -> float:
+    """Seconds that a row may take."""
+    return {"compiled": 90.0, "keops": 90.0}.get(row, 40.0)
+
+
+def build_command(site: Path) -> list[str]:
+    """What builds the package for this GPU, with what is installed here."""
+    settings = {
+        "build-dir": SCRATCH / "cmake",
+        "cmake.define.FASTMMD_CUDA": "ON",
+        "cmake.define.FASTMMD_CUDA_ARCHS": "native",
+    }
+    return [
+        *(sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps"),
+        *("--no-index", "--target", str(site)),
+        *(f"--config-settings={name}={value}" for name, value in settings.items()),
+        str(ROOT),
+    ]
+
+
+def sanitizer_command(program: str, tool: str) -> list[str]:
+    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
+    command += ["--launch-timeout", "60"]
+    # A write by a kernel that is not looked at would make what it wrote count as uninitialised.
+    return command + ["--kernel-name", "kns=fastmmd"] * (tool != "initcheck")
+
+
+def sanitizer_verdict(status: int | None, log: str) -> str:
+    """What a tool said, in a few words."""
+    if status is None:
+        return "cut"
+    if refused := re.search(r"Device not supported|not supported on this|Unable to find", log):
+        return f"refused ({refused[0]})"
+    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", log)
+    if status == FOUND:
+        return f"found: {summary[1] if summary else 'see the log'}"
+    if status == 0 and "all calls were made" in log:
+        return "clean"
+    return f"crashed (status {status})"
+
+
+def fresh_journal(name: str) -> Journal:
+    path = SCRATCH / f"{name}.jsonl"
+    path.unlink(missing_ok=True)
+    return Journal(path)
+
+
+def start(command: Sequence[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
+    """A command in a session of its own."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            list(command),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+
+
+def wait_until(process: subprocess.Popen[bytes], deadline: float) -> int | None:
+    """Its exit status, or None if it had to be ended at the deadline."""
+    try:
+        return process.wait(timeout=max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        end_group(process)
+        return None
+
+
+def run_until(command: Sequence[str], log: Path, deadline: float, **options: Any) -> int | None:
+    return wait_until(start(command, log, **options), deadline)
+
+
+# --- what figures hold for -----------------------------------------------------------------------
+
+
+def _told(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def commit_of(root: Path) -> str:
+    """The commit of the sources, by the environment or by git."""
+    if named := os.environ.get(COMMIT):
+        return named
+    commit = _told("git", "-C", str(root), "rev-parse", "HEAD")
+    if not commit:
+        return "unknown"
+    changed = _told("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return commit[:12] + (" with changes" if changed else "")
+
+
+def digest(root: Path) -> str:
+    """A hash of all that is compiled or imported, which holds where there is no repository."""
+    found = hashlib.sha256()
+    suffixes = {".py", ".h", ".cpp", ".cu", ".cuh", ".cmake", ".txt", ".toml"}
+    for folder in ("csrc", "fastmmd", "cmake"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in suffixes:
+                found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def driver() -> str:
+    told = _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return told.splitlines()[0] if told else "none"
+
+
+def nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+def nvcc_version() -> str:
+    found = re.search(r"V(\d[\d.]*)", _told(nvcc() or "nvcc", "--version"))
+    return found[1] if found else "none"
+
+
+def find_sanitizer() -> str | None:
+    """compute-sanitizer, on PATH or beside the compiler."""
+    beside = Path(os.path.realpath(nvcc() or "nvcc")).parent
+    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(beside))
+
+
+def require_gpu() -> None:
+    """Raise for what makes a run impossible."""
+    try:
+        import torch
+    except ImportError as error:
+        raise Unusable(
+            f"{sys.executable} cannot import torch ({error}): name a Python that can, as in"
+            " make gpu-check PYTHON=/path/to/python"
+        ) from error
+    if not torch.cuda.is_available():
+        raise Unusable(
+            f"no CUDA device that torch {torch.__version__} can use: this needs one (--dry-run"
+            " goes through the motions on a CPU)"
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        has, needs = (".".join(map(str, c)) for c in (capability, OLDEST))
+        name = torch.cuda.get_device_name()
+        raise Unusable(f"{name} has compute capability {has}; fastmmd needs {needs} or later")
+    if nvcc() is None:
+        raise Unusable("no CUDA compiler: put nvcc (CUDA 12 or 13) on PATH, or name it in CUDACXX")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the check.
+
+    Returns:
+        Exit status: 0; 1 if the build, a test, a tool or a row failed; 2 for what the user has to
+        mend.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--commit", help=f"of the sources, if git cannot tell (or ${COMMIT})")
+    parser.add_argument("--rows", help="of the benchmark, with commas between; all by default")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, at toy sizes")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.dry_run:
+            require_gpu()
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").touch()
+    except (Unusable, OSError) as error:
+        print(f"gpu-check: {error}", file=sys.stderr)
+        return 2
+    check = Check(options.out.resolve(), options.dry_run, options.commit, options.rows)
+    status = check.run()
+    print("\n" + (check.out / "table.md").read_text())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""A pytest plugin: notes each test in a journal, passes over those noted before, and stops where
+the context of the device is lost, so that the tests that follow can run in a new process.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_journal import LOST, Journal, context_is_lost
+
+JOURNAL = "FASTMMD_GPU_JOURNAL"  # the variable of the environment that names it
+journal = Journal(Path(os.environ[JOURNAL]))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ended = journal.ended()
+    done = [item for item in items if item.nodeid in ended]
+    items[:] = [item for item in items if item.nodeid not in ended]
+    config.hook.pytest_deselected(items=done)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    journal.begin(item.nodeid)
+    outcome, message = "passed", ""
+    reports: list[pytest.TestReport] = []
+    item.stash[REPORTS] = reports
+    result = yield
+    for report in reports:
+        if report.outcome != "passed":
+            outcome, message = report.outcome, str(report.longrepr)
+            break
+    journal.end(item.nodeid, outcome, message=message[-400:] if outcome == "failed" else "")
+    if outcome == "failed" and context_is_lost(message):
+        pytest.exit("the context of the device is lost", LOST)
+    return result
+
+
+REPORTS = pytest.StashKey[list[pytest.TestReport]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    item.stash[REPORTS].append(report)
+    return report
