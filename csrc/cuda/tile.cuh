@@ -236,6 +236,7 @@ __device__ void add_potentials(const T* stage, const Sides<T, tile>& sides, cons
   const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
   for (int r = threadIdx.x; r < 2 * tile; r += blockDim.x) {
     const bool column = r >= tile;
+    if (column && !args.column_parts) continue;
     const int at_side = r % tile;
     T sum = 0;
     for (int other = 0; other < tile; ++other)
