@@ -1,8 +1,17 @@
 #include "cuda/device.h"
 
-#include <cuda_runtime_api.h>
+#include "cuda/points.cuh"
 
 namespace fastmmd::cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+}  // namespace
 
 int driver_version() {
   int version = 0;
@@ -22,5 +31,16 @@ int device_count() {
   }
   return count;
 }
+
+std::pair<int, int> compute_capability(int device) {
+  return {attribute(cudaDevAttrComputeCapabilityMajor, device),
+          attribute(cudaDevAttrComputeCapabilityMinor, device)};
+}
+
+int shared_bytes(int device) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device); }
+
+int l2_bytes(int device) { return attribute(cudaDevAttrL2CacheSize, device); }
+
+int multiprocessors(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
 
 }  // namespace fastmmd::cuda
