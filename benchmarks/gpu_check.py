@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ class Check:
     def __init__(self, out: Path, dry: bool, commit: str | None, rows: str | None) -> None:
         self.out, self.dry, self.rows = out, dry, rows
         self.start = time.monotonic()
-        self.site = SCRATCH / "site"
+        self.scratch = Path(tempfile.mkdtemp()) if dry else SCRATCH
+        self.site = self.scratch / "site"
         self.failed = False
         self.results: dict[str, Any] = {
             "date": datetime.now(timezone.utc).isoformat(timespec="minutes")[:16],
@@ -88,7 +90,7 @@ class Check:
         Returns:
             0, or 1 if anything failed.
         """
-        SCRATCH.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         for old in ("build.log", "pytest.log", "sanitizer.log", "bench.log"):
             (self.out / old).unlink(missing_ok=True)
         built = self.phase("build", self.build)
@@ -101,6 +103,8 @@ class Check:
                 self.phase(name, work)
             else:
                 self._note(name, "skipped", 0.0, "there is no build")
+        if self.dry:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         return int(self.failed)
 
     def phase(self, name: str, work: Any) -> bool:
@@ -122,6 +126,12 @@ class Check:
         self.results["phases"].append(phase | {"budget": BUDGETS[name]})
         self.write()
         print(f"gpu-check: {name}: {outcome} after {seconds:.0f} s. {detail}", flush=True)
+
+    def journal(self, name: str) -> Journal:
+        """A new one."""
+        path = self.scratch / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        return Journal(path)
 
     def write(self) -> None:
         """What is known by now."""
@@ -158,8 +168,8 @@ class Check:
             if "mark.gpu" in path.read_text()
         ]
         if not files:
-            return "failed", "no test is marked gpu"
-        journal = fresh_journal("tests")
+            return ("not run" if self.dry else "failed"), "no test is marked gpu"
+        journal = self.journal("tests")
         command = [
             *(sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-ra", "--tb=short"),
             *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
@@ -174,7 +184,7 @@ class Check:
             lambda test: TEST_LIMIT,
             deadline,
             fine=(0, 1, 5),
-            cwd=SCRATCH,
+            cwd=self.scratch,
             env=self.environment(FASTMMD_GPU_JOURNAL=str(journal.path)),
         )
         self.results["tests"] = {
@@ -190,14 +200,15 @@ class Check:
         if status == "cut":
             return "cut", told
         fine = status == "done" and set(counts) <= {"passed", "skipped"} and not broken
-        return ("passed" if fine and counts else "failed"), f"{told}; {status}"
+        ran = "passed" in counts or (self.dry and counts)  # all are skipped without a GPU
+        return ("passed" if fine and ran else "failed"), f"{told}; {status}"
 
     def sanitizer(self, deadline: float) -> tuple[str, str]:
         """The tools side by side, each over the same small set of calls."""
         script = [sys.executable, "-m", "benchmarks.gpu_sanitize", *["--dry-run"] * self.dry]
         # Every allocation by itself: the ends of tensors are the ends of what may be touched.
         environment = self.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        options: dict[str, Any] = {"cwd": SCRATCH, "env": environment}
+        options: dict[str, Any] = {"cwd": self.scratch, "env": environment}
         program = find_sanitizer()
         if program is None:
             with (self.out / "sanitizer.log").open("wb") as log:
@@ -206,7 +217,7 @@ class Check:
             self.results["sanitizer"] = dict.fromkeys(TOOLS, "not installed")
             outcome = "failed" if status else "cut" if status is None else "not run"
             return outcome, f"compute-sanitizer is not installed; the calls: status {status}"
-        logs = {tool: SCRATCH / f"{tool}.log" for tool in TOOLS}
+        logs = {tool: self.scratch / f"{tool}.log" for tool in TOOLS}
         running = {
             tool: start([*sanitizer_command(program, tool), *script], logs[tool], **options)
             for tool in TOOLS
@@ -227,7 +238,7 @@ class Check:
 
     def bench(self, deadline: float) -> tuple[str, str]:
         """The rows of the benchmark."""
-        journal = fresh_journal("bench")
+        journal = self.journal("bench")
         command = [sys.executable, "-m", "benchmarks.gpu_rows", "--journal", str(journal.path)]
         command += ["--dry-run"] * self.dry + (["--rows", self.rows] if self.rows else [])
         status = supervise(
@@ -236,7 +247,7 @@ class Check:
             self.out / "bench.log",
             row_limit,
             deadline,
-            cwd=SCRATCH,
+            cwd=self.scratch,
             env=self.environment(),
         )
         self.results["rows"] = {
@@ -296,12 +307,6 @@ def sanitizer_verdict(status: int | None, log: str) -> str:
     if status == 0 and "all calls were made" in log:
         return "clean"
     return f"crashed (status {status})"
-
-
-def fresh_journal(name: str) -> Journal:
-    path = SCRATCH / f"{name}.jsonl"
-    path.unlink(missing_ok=True)
-    return Journal(path)
 
 
 def start(command: Sequence[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
