@@ -34,7 +34,7 @@ def sources() -> list[Path]:
 
 def emulator() -> list[Path]:
     """The stand-ins that are compiled."""
-    return [HERE / "emulator.cpp", HERE / "tensor_core.cpp"]
+    return [HERE / f"{name}.cpp" for name in ("scheduler", "waits", "tensor_core")]
 
 
 def headers() -> list[Path]:

@@ -74,7 +74,6 @@ void wait_copies(size_t groups_in_flight);
 // mbarrier, of this block or, for arrivals, of another of the cluster.
 void mbarrier_init(uint64_t* bar, unsigned count);
 void mbarrier_arrive(uint64_t* bar, uint32_t expected_bytes, unsigned rank);
-bool mbarrier_test(uint64_t* bar, unsigned parity);
 void mbarrier_wait(uint64_t* bar, unsigned parity);
 // A transfer that the barrier of block `rank` counts; done once nothing else in the cluster can
 // go on and someone waits for it.

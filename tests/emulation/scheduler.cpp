@@ -1,0 +1,351 @@
+// Fibers, and the order in which they run.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "worker.h"
+#if defined(FASTMMD_EMULATION_RACES)
+#include <sanitizer/tsan_interface.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace emulation {
+
+constinit thread_local Worker* worker = nullptr;
+
+namespace {
+
+constexpr size_t stack_bytes = size_t(256) << 10, guard_bytes = size_t(64) << 10;
+constexpr size_t canary_bytes = 1024;  // after the shared memory of a block
+constexpr unsigned char canary = 0xA5;
+
+// --- switching stacks ----------------------------------------------------------------------------
+
+#if defined(__x86_64__)
+extern "C" void fastmmd_emulation_switch(Context* from, Context to);
+asm(R"(
+.pushsection .text
+.globl fastmmd_emulation_switch
+.hidden fastmmd_emulation_switch
+.type fastmmd_emulation_switch, @function
+fastmmd_emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size fastmmd_emulation_switch, . - fastmmd_emulation_switch
+.popsection
+)");
+
+void prepare(Context& context, char* stack, void (*entry)()) {
+  // When `entry` starts, its stack lies 8 below a multiple of 16, as after a call.
+  auto* top = reinterpret_cast<void**>(stack + stack_bytes) - 2;
+  *top = reinterpret_cast<void*>(entry);
+  std::fill(top - 6, top, nullptr);
+  context = top - 6;
+}
+
+void switch_context(Context& from, Context& to) { fastmmd_emulation_switch(&from, to); }
+#else
+void prepare(Context& context, char* stack, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = stack_bytes;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+
+void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+#endif
+
+#if defined(FASTMMD_EMULATION_RACES)
+void* new_tracked() { return __tsan_create_fiber(0); }
+void* current_tracked() { return __tsan_get_current_fiber(); }
+void track(void* tracked) { __tsan_switch_to_fiber(tracked, __tsan_switch_to_fiber_no_sync); }
+#else
+void* new_tracked() { return nullptr; }
+void* current_tracked() { return nullptr; }
+void track(void*) {}
+#endif
+
+// From the calling fiber to the scheduler.
+void leave() {
+  Fiber* self = worker->self;
+  track(worker->tracked);
+  switch_context(self->context, worker->context);
+}
+
+void enter() {
+  acquire(worker);
+  worker->grid->kernel();
+  release(worker);
+  worker->self->ended = true;
+  --worker->alive;
+  leave();
+  std::abort();  // never resumed
+}
+
+// --- a cluster of blocks -------------------------------------------------------------------------
+
+std::string name(const Fiber& fiber) {
+  char text[160];
+  const uint3 b = fiber.block->index, t = fiber.thread;
+  std::snprintf(text, sizeof text, "block (%u, %u, %u) thread (%u, %u, %u)", b.x, b.y, b.z, t.x,
+                t.y, t.z);
+  return text;
+}
+
+// What is waited for in each block, with the first thread that does and the number of others.
+std::string describe_deadlock(const Worker& w) {
+  std::string text = "deadlock:";
+  for (const Block& block : w.blocks) {
+    std::map<std::string, std::pair<const Fiber*, unsigned>> waits;
+    for (const Fiber& fiber : block.fibers) {
+      auto& entry = waits[fiber.ended ? "nothing, it has ended" : fiber.waits_for];
+      if (!entry.first) entry.first = &fiber;
+      ++entry.second;
+    }
+    for (const auto& [what, who] : waits)
+      text += " " + name(*who.first) + " and " + std::to_string(who.second - 1) +
+              " more of its block wait for " + what + ";";
+  }
+  return text;
+}
+
+// The transfers that someone waits for. False if there are none.
+bool do_transfers(Worker& w) {
+  bool any = false;
+  for (Block& block : w.blocks) {
+    for (auto& [key, bar] : block.mbarriers) {
+      if (bar.waiting.empty() || bar.transfers.empty()) continue;
+      any = true;
+      acquire(&bar.transfers);
+      for (; !bar.transfers.empty(); bar.transfers.pop_front()) {
+        bar.transfers.front().copy();
+        bar.bytes -= bar.transfers.front().bytes;
+      }
+      release(&bar.phases.order[bar.phases.current % 2]);
+      if (bar.ended()) bar.start_phase();
+    }
+  }
+  return any;
+}
+
+// What a block left behind that is a fault of the kernel.
+void check_ended(Worker& w) {
+  for (Block& block : w.blocks) {
+    const std::string where = name(block.fibers[0]) + ": ";
+    for (unsigned i = 0; i < canary_bytes; ++i) {
+      if (static_cast<unsigned char>(block.shared[w.grid->shared_bytes + i]) == canary) continue;
+      w.error = where + "byte " + std::to_string(w.grid->shared_bytes + i) + " of the " +
+                std::to_string(w.grid->shared_bytes) + " of shared memory was written";
+      return;
+    }
+    for (auto& [key, bar] : block.mbarriers)
+      if (!bar.transfers.empty())
+        w.error = where + "the block ended before a TMA transfer was waited for";
+    for (Warpgroup& group : block.warpgroups)
+      if (!group.issued.empty() || !group.groups.empty())
+        w.error = where + "the block ended before a wgmma was waited for";
+  }
+}
+
+void reserve(Worker& w) {
+  const Grid& grid = *w.grid;
+  if (w.shared_capacity < grid.shared_bytes || w.shared.size() < grid.cluster) {
+    for (char* memory : w.shared) std::free(memory);
+    w.shared_capacity = std::max(w.shared_capacity, grid.shared_bytes);
+    w.shared.resize(std::max<size_t>(w.shared.size(), grid.cluster));
+    const size_t bytes = (w.shared_capacity + canary_bytes + 1023) / 1024 * 1024;
+    for (char*& memory : w.shared) memory = static_cast<char*>(std::aligned_alloc(1024, bytes));
+  }
+  while (w.stacks.size() < size_t(grid.num_threads) * grid.cluster) {
+    void* memory = mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    mprotect(memory, guard_bytes, PROT_NONE);
+    w.stacks.push_back({static_cast<char*>(memory) + guard_bytes, new_tracked()});
+  }
+}
+
+void set_up_block(Worker& w, Block& block, unsigned rank, uint64_t linear) {
+  const Grid& grid = *w.grid;
+  block.index = {unsigned(linear % grid.size.x), unsigned(linear / grid.size.x % grid.size.y),
+                 unsigned(linear / grid.size.x / grid.size.y)};
+  block.rank = rank;
+  block.shared = w.shared[rank];
+  std::memset(block.shared, poison, grid.shared_bytes);
+  std::memset(block.shared + grid.shared_bytes, canary, canary_bytes);
+  block.fibers.resize(grid.num_threads);
+  block.warps.resize((grid.num_threads + 31) / 32);
+  for (auto& meetings : block.warps) meetings.reserve(32);
+  block.meetings.resize((grid.num_threads + 127) / 128);
+  block.warpgroups.resize(block.meetings.size());
+  for (unsigned i = 0; i < grid.num_threads; ++i) {
+    Fiber& fiber = block.fibers[i];
+    const Stack& stack = w.stacks[rank * grid.num_threads + i];
+    fiber.block = &block;
+    fiber.linear = i;
+    fiber.thread = {i % grid.block.x, i / grid.block.x % grid.block.y,
+                    i / grid.block.x / grid.block.y};
+    fiber.tracked = stack.tracked;
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stack.memory, stack_bytes);  // what an abandoned launch left
+#endif
+    prepare(fiber.context, stack.memory, enter);
+    w.ready.push_back(&fiber);
+  }
+}
+
+void run_cluster(Worker& w, uint64_t cluster_index) {
+  const Grid& grid = *w.grid;
+  acquire(&w);
+  w.blocks.assign(grid.cluster, {});
+  w.ready.clear();
+  w.error.clear();
+  w.cluster = {};
+  w.alive = grid.num_threads * grid.cluster;
+  for (unsigned rank = 0; rank < grid.cluster; ++rank)
+    set_up_block(w, w.blocks[rank], rank, cluster_index * grid.cluster + rank);
+  if (grid.seed) {
+    std::mt19937_64 random(grid.seed + cluster_index);
+    std::shuffle(w.ready.begin(), w.ready.end(), random);
+  }
+  release(&w);
+
+  while (w.error.empty()) {
+    if (w.ready.empty()) {
+      if (!w.alive) {
+        check_ended(w);
+        break;
+      }
+      if (!do_transfers(w)) w.error = describe_deadlock(w);
+      continue;
+    }
+    Fiber* fiber = w.ready.front();
+    w.ready.pop_front();
+    w.self = fiber;
+    threadIdx = fiber->thread;
+    blockIdx = fiber->block->index;
+    track(fiber->tracked);
+    switch_context(w.context, fiber->context);
+  }
+  acquire(&w);
+}
+
+void work(Grid& grid) {
+  static std::mutex mutex;
+  static std::vector<std::unique_ptr<Worker>> idle;
+  std::unique_ptr<Worker> mine;
+  {
+    const std::lock_guard lock(mutex);
+    if (!idle.empty()) {
+      mine = std::move(idle.back());
+      idle.pop_back();
+    }
+  }
+  if (!mine) mine = std::make_unique<Worker>();
+  mine->grid = &grid;
+  mine->tracked = current_tracked();
+  worker = mine.get();
+  blockDim = grid.block;
+  gridDim = grid.size;
+  reserve(*mine);
+
+  const uint64_t blocks = uint64_t(grid.size.x) * grid.size.y * grid.size.z;
+  const uint64_t clusters = blocks / grid.cluster;
+  for (uint64_t i; !grid.failed && (i = grid.next++) < clusters;) {
+    run_cluster(*mine, grid.seed % 2 ? clusters - 1 - i : i);
+    if (mine->error.empty()) continue;
+    const std::lock_guard lock(grid.mutex);
+    if (!grid.failed.exchange(true)) grid.error = mine->error;
+  }
+  worker = nullptr;
+  const std::lock_guard lock(mutex);
+  idle.push_back(std::move(mine));
+}
+
+uint64_t setting(const char* variable, uint64_t otherwise) {
+  const char* text = std::getenv(variable);
+  return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+}  // namespace
+
+Worker::~Worker() {
+  for (const Stack& stack : stacks) munmap(stack.memory - guard_bytes, guard_bytes + stack_bytes);
+  for (char* memory : shared) std::free(memory);
+}
+
+void park(const char* what) {
+  worker->self->waits_for = what;
+  leave();
+}
+
+void wake(Fiber* fiber) {
+  fiber->waits_for = nullptr;
+  worker->ready.push_back(fiber);
+}
+
+void wake_all(std::vector<Fiber*>& fibers) {
+  for (Fiber* fiber : fibers) wake(fiber);
+  fibers.clear();
+}
+
+#if defined(FASTMMD_EMULATION_RACES)
+void release(void* address) { __tsan_release(address); }
+void acquire(void* address) { __tsan_acquire(address); }
+#else
+void release(void*) {}
+void acquire(void*) {}
+#endif
+
+void fail(const char* format, ...) {
+  char text[512];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  worker->error = name(*worker->self) + ": " + text;
+  leave();
+  std::abort();  // never resumed
+}
+
+void run(dim3 size, dim3 block, size_t shared_bytes, unsigned cluster,
+         const std::function<void()>& kernel) {
+  Grid grid{.size = size,
+            .block = block,
+            .shared_bytes = shared_bytes,
+            .cluster = cluster,
+            .num_threads = block.x * block.y * block.z,
+            .kernel = kernel,
+            .seed = setting("FASTMMD_EMULATION_SEED", 0)};
+  const uint64_t clusters = uint64_t(size.x) * size.y * size.z / cluster;
+  const uint64_t workers = std::min(setting("FASTMMD_EMULATION_THREADS", 2), clusters);
+  // All of them new: `__shared__` arrays are thread_local, and a launch finds none of another.
+  std::vector<std::thread> threads;
+  for (uint64_t i = 0; i < workers; ++i) threads.emplace_back([&grid] { work(grid); });
+  for (std::thread& thread : threads) thread.join();
+  if (grid.failed) throw Fault(grid.error);
+}
+
+}  // namespace emulation

@@ -1,0 +1,230 @@
+// What threads wait for: barriers, each other, copies, mbarriers.
+#include <algorithm>
+#include <cstring>
+
+#include "worker.h"
+
+namespace emulation {
+namespace {
+
+constexpr unsigned shared_origin = 1024;  // address of the first dynamic byte: 0 is no address
+
+void arrive(Barrier& barrier, unsigned threads, bool wait, const char* what) {
+  if (barrier.arrived && barrier.threads != threads)
+    fail("%s: %u threads are named, others named %u", what, threads, barrier.threads);
+  barrier.threads = threads;
+  char* order = &barrier.phases.order[barrier.phases.current % 2];
+  release(order);
+  if (++barrier.arrived == threads) {
+    ++barrier.phases.current;
+    barrier.arrived = 0;
+    barrier.result = std::exchange(barrier.votes, 0);  // stays until all of the next have arrived
+    wake_all(barrier.waiting);
+  } else if (wait) {
+    barrier.waiting.push_back(worker->self);
+    park(what);
+  }
+  if (wait) acquire(order);
+}
+
+// The same in every block of a cluster for a place in dynamic shared memory.
+uintptr_t mbarrier_key(const uint64_t* bar) {
+  check_aligned(bar, 8, "mbarrier");
+  const auto address = reinterpret_cast<uintptr_t>(bar);
+  const auto shared = reinterpret_cast<uintptr_t>(worker->self->block->shared);
+  return address - shared < worker->grid->shared_bytes ? address - shared : address;
+}
+
+Mbarrier& find_mbarrier(uint64_t* bar, unsigned rank) {
+  if (rank >= worker->blocks.size()) fail("block %u is not in the cluster", rank);
+  auto& bars = worker->blocks[rank].mbarriers;
+  const auto found = bars.find(mbarrier_key(bar));
+  if (found == bars.end()) fail("an mbarrier is used that was not initialised");
+  return found->second;
+}
+
+}  // namespace
+
+// --- addresses -----------------------------------------------------------------------------------
+
+char* dynamic_shared() { return worker->self->block->shared; }
+unsigned lane() { return worker->self->linear % 32; }
+unsigned cluster_rank() { return worker->self->block->rank; }
+Warpgroup& warpgroup() { return worker->self->block->warpgroups[worker->self->linear / 128]; }
+
+uint32_t shared_address(const void* pointer) {
+  const ptrdiff_t offset = static_cast<const char*>(pointer) - worker->self->block->shared;
+  if (offset < 0 || size_t(offset) >= worker->grid->shared_bytes)
+    fail("an address is needed in dynamic shared memory, this one is outside it");
+  return shared_origin + unsigned(offset);
+}
+
+char* shared_pointer(uint32_t address, unsigned rank) {
+  if (rank >= worker->blocks.size()) fail("block %u is not in the cluster", rank);
+  if (address < shared_origin || address - shared_origin >= worker->grid->shared_bytes)
+    fail("shared address %u is outside the %zu bytes of the block", address - shared_origin,
+         worker->grid->shared_bytes);
+  return worker->blocks[rank].shared + (address - shared_origin);
+}
+
+char* shared_pointer(uint32_t address) {
+  return shared_pointer(address, worker->self->block->rank);
+}
+
+void check_aligned(const void* pointer, size_t bytes, const char* what) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes)
+    fail("%s: address %p is not a multiple of %zu", what, pointer, bytes);
+}
+
+// --- collectives ---------------------------------------------------------------------------------
+
+void meet_warp(uint32_t mask, const char* what, void* brought, Compute compute) {
+  Fiber* self = worker->self;
+  const unsigned warp = self->linear / 32, lane = self->linear % 32;
+  const unsigned lanes = std::min(32u, worker->grid->num_threads - warp * 32);
+  if (lanes < 32) mask &= (1u << lanes) - 1;
+  if (!(mask >> lane & 1)) fail("%s: the mask %#x leaves out the caller", what, mask);
+
+  auto& meetings = self->block->warps[warp];
+  WarpMeeting* meeting = nullptr;
+  for (WarpMeeting& open : meetings) {
+    if (!open.arrived) continue;
+    if (open.mask == mask && std::strcmp(open.what, what) == 0 && !(open.arrived >> lane & 1)) {
+      meeting = &open;
+    } else if ((open.mask >> lane & 1) && (open.arrived & mask)) {
+      // They wait for this lane, this lane waits for them.
+      fail("%s of lanes %#x, while lanes %#x wait at %s of lanes %#x", what, mask, open.arrived,
+           open.what, open.mask);
+    }
+  }
+  if (!meeting) {
+    for (WarpMeeting& open : meetings)
+      if (!open.arrived) meeting = &open;
+    if (!meeting) meeting = &meetings.emplace_back();
+    meeting->mask = mask;
+    meeting->what = what;
+  }
+  // Shuffles, votes and products do not order memory.
+  char* order = compute ? nullptr : &meeting->phases.order[meeting->phases.current % 2];
+  if (order) release(order);
+  meeting->brought[lane] = brought;
+  meeting->who[lane] = self;
+  meeting->arrived |= 1u << lane;
+  if (meeting->arrived == mask) {
+    if (compute) compute(meeting->brought, mask);
+    ++meeting->phases.current;
+    meeting->arrived = 0;
+    for (unsigned i = 0; i < 32; ++i)
+      if ((mask >> i & 1) && i != lane) wake(meeting->who[i]);
+  } else {
+    park(what);
+  }
+  if (order) acquire(order);
+}
+
+void meet_warpgroup(const char* what, void* brought, void (*compute)(void** brought)) {
+  Fiber* self = worker->self;
+  const unsigned group = self->linear / 128, place = self->linear % 128;
+  WarpgroupMeeting& meeting = self->block->meetings[group];
+  if (worker->grid->num_threads < group * 128 + 128) fail("%s: a warpgroup of 128 is needed", what);
+  if (meeting.arrived && std::strcmp(meeting.what, what) != 0)
+    fail("%s, while others of the warpgroup wait at %s", what, meeting.what);
+  meeting.what = what;
+  meeting.brought[place] = brought;
+  meeting.who[place] = self;
+  if (++meeting.arrived < 128) return park(what);
+  compute(meeting.brought);
+  meeting.arrived = 0;
+  for (unsigned i = 0; i < 128; ++i)
+    if (i != place) wake(meeting.who[i]);
+}
+
+void barrier(unsigned id, unsigned threads, bool wait, const char* what) {
+  if (id >= 16) fail("%s: there are barriers 0 to 15, not %u", what, id);
+  if (threads > worker->grid->num_threads || threads % 32)
+    fail("%s: %u threads of %u", what, threads, worker->grid->num_threads);
+  arrive(worker->self->block->barriers[id], threads, wait, what);
+}
+
+unsigned vote_barrier(bool vote) {
+  Barrier& barrier = worker->self->block->barriers[0];
+  barrier.votes += vote;
+  arrive(barrier, worker->grid->num_threads, true, "__syncthreads");
+  return barrier.result;
+}
+
+void cluster_barrier() {
+  arrive(worker->cluster, worker->grid->num_threads * worker->grid->cluster, true,
+         "the cluster barrier");
+}
+
+// --- cp.async ------------------------------------------------------------------------------------
+
+void copy_later(void* shared, const void* global, size_t bytes) {
+  check_aligned(shared, bytes, "cp.async");
+  check_aligned(global, bytes, "cp.async");
+  std::memset(shared, poison, bytes);
+  worker->self->copies.push_back({shared, global, bytes});
+}
+
+void commit_copies() {
+  Fiber& self = *worker->self;
+  size_t committed = 0;
+  for (const size_t count : self.committed) committed += count;
+  self.committed.push_back(self.copies.size() - committed);
+}
+
+void wait_copies(size_t groups_in_flight) {
+  Fiber& self = *worker->self;
+  size_t done = 0;
+  while (self.committed.size() > groups_in_flight) {
+    for (const size_t end = done + self.committed.front(); done < end; ++done) {
+      const Copy& copy = self.copies[done];
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+    self.committed.pop_front();
+  }
+  self.copies.erase(self.copies.begin(), self.copies.begin() + ptrdiff_t(done));
+}
+
+// --- mbarrier ------------------------------------------------------------------------------------
+
+void Mbarrier::start_phase() {
+  ++phases.current;
+  pending = count;
+  wake_all(waiting);
+}
+
+void mbarrier_init(uint64_t* bar, unsigned count) {
+  Mbarrier& state = worker->self->block->mbarriers[mbarrier_key(bar)];
+  if (state.count) fail("an mbarrier is initialised a second time");
+  if (!count) fail("an mbarrier is initialised for no arrivals");
+  state.count = state.pending = count;
+}
+
+void mbarrier_arrive(uint64_t* bar, uint32_t expected_bytes, unsigned rank) {
+  Mbarrier& state = find_mbarrier(bar, rank);
+  if (!state.pending) fail("an mbarrier has more arrivals than the %u of a phase", state.count);
+  release(&state.phases.order[state.phases.current % 2]);
+  state.bytes += expected_bytes;
+  --state.pending;
+  if (state.ended()) state.start_phase();
+}
+
+void mbarrier_wait(uint64_t* bar, unsigned parity) {
+  Mbarrier& state = find_mbarrier(bar, cluster_rank());
+  parity %= 2;
+  if (state.phases.current % 2 == parity) {
+    state.waiting.push_back(worker->self);
+    park("an mbarrier");
+  }
+  acquire(&state.phases.order[parity]);
+}
+
+void transfer_later(uint64_t* bar, unsigned rank, uint32_t bytes, std::function<void()> copy) {
+  Mbarrier& state = find_mbarrier(bar, rank);
+  state.transfers.push_back({bytes, std::move(copy)});
+  release(&state.transfers);
+}
+
+}  // namespace emulation
