@@ -12,11 +12,22 @@
 //     exact                                    whether near pairs are worth making again, by
 //     differences(f, I, J, shared, u)          u[e] = |z_I+row(e) - z_J+column(e)|^2
 //
+// One that keeps something from tile to tile, or loads before it is asked to, also has
+//
+//     looks_ahead = true
+//     begin(params, shared)                        before the first tile and a barrier
+//     look_ahead<staged>(params, f, I, J, shared)  of the next tile; all threads are done with the
+//                                                  products of this one. `staged`: the stage is
+//                                                  about to be written
+//     hand_back()                                  the stage will not be touched any more
+//
 // Everything after the inner products is written once, here. Signs and factors of the gradient
 // weights g are those of the CPU's tile loop: with C a_i a_j k the pair's part of the sum over all
 // ordered pairs, g = -4 C a_i a_j k'(D), or 2 C a_i a_j k'(u) for inner products; then
 // v_i = sum_j g_ij z_j, less z_i sum_j g_ij for distances.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/points.cuh"
 
@@ -42,6 +53,11 @@ struct TileArgs {
 struct Tile {
   int64_t I, J;  // first packed rows
 };
+
+template <class Products, class = void>
+struct LooksAhead : std::false_type {};
+template <class Products>
+struct LooksAhead<Products, std::enable_if_t<Products::looks_ahead>> : std::true_type {};
 
 // Tile number t of a rectangle: bands of eight tile rows, column by column, so that the tiles that
 // are worked on at one time share their rows in the L2 cache.
@@ -70,7 +86,7 @@ FASTMMD_INLINE int64_t tiles_of(const TileArgs<T>& args, int tile) {
 template <class T>
 struct Segments {
   Segment<T> segment[max_terms];
-  int order[max_terms][max_chain];
+  uint8_t order[max_terms][max_chain];
   int count;
 
   // Called by all threads of the block, which synchronise before they read.
@@ -79,7 +95,7 @@ struct Segments {
     for (int s = threadIdx.x; s < range.num_segments; s += blockDim.x) {
       segment[s] = range.segments[s];
       for (int q = 0; q < segment[s].length; ++q) {
-        order[s][q] = segment[s].term[q];
+        order[s][q] = uint8_t(segment[s].term[q]);
         segment[s].term[q] = q;
       }
     }
@@ -269,12 +285,13 @@ template <class Products, class T>
 __device__ __forceinline__ void distances(const Factor<T>& f, const Tile& at, T offset,
                                           const Sides<T, Products::tile>& sides, char* shared,
                                           T (&u)[Products::elements]) {
+  const bool diagonal = at.I == at.J;
   bool again = false;
 #pragma unroll
   for (int e = 0; e < Products::elements; ++e) {
     const int i = Products::row(e), j = Products::column(e);
     const T norms = sides.norms[0][i] + sides.norms[1][j];
-    const bool self = at.I + i == at.J + j;
+    const bool self = diagonal && i == j;
     T D = norms - 2 * u[e];
     D = D < 0 || self ? T(0) : D;  // NaN stays
     again |= !self && D < T(near) * (norms - offset);
@@ -308,6 +325,9 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
   const bool radial = gaussian || f.geometry == Geometry::radial;
   double* const sums = points.sums + int64_t(blockIdx.x) * points.row_of_sums();
   segments.load(resolved.kernel[0]);
+  Products products;
+  constexpr bool looks_ahead = LooksAhead<Products>::value;
+  if constexpr (looks_ahead) products.begin(params, shared);
   __syncthreads();
   const T offset = resolved.kernel[0].near_offset;
 
@@ -319,11 +339,20 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     const double copies = args.triangle ? (at.I == at.J ? 1 : 2) : args.copies;
     const double C = 1 / divisor(points, resolved.by, at);
     const T slope = T((radial ? -4 : 2) * C * double(resolved.gain));
+    const bool mute = at.I == at.J && !points.pairs.self_within;
+    // Which pairs count for nothing though both rows exist.
+    auto silent = [&](int i, int j) { return mute && i == j; };
     T u[elements];
+    if constexpr (looks_ahead) products.hand_back();
     __syncthreads();  // what is read of the last tile may be overwritten
     sides.load(points, f, at);
-    Products::multiply(params, f, at.I, at.J, shared, u);
+    products.multiply(params, f, at.I, at.J, shared, u);
     __syncthreads();
+    if constexpr (looks_ahead)
+      if (t + gridDim.x < tiles) {
+        const Tile next = tile_of(args, t + gridDim.x, tile);
+        products.template look_ahead<Shared::staged>(params, f, next.I, next.J, shared);
+      }
     if (radial) distances<Products>(f, at, offset, sides, shared, u);
 
     const Evaluate<gaussian, T> evaluate(segments);
@@ -333,7 +362,7 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     auto element = [&](int i, int j, T statistic) -> T {
       T a = sides.weights[0][i] * sides.weights[1][j];
       // A pair that does not count must not overflow, as infinity times 0 is no number.
-      if (is_silent(points, at.I + i, at.J + j)) a = statistic = 0;
+      if (silent(i, j)) a = statistic = 0;
       if (!radial && a == 0) statistic *= 0;
       T k, dk;
       evaluate(statistic, k, dk);
@@ -356,25 +385,24 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
       auto statistic = [&](int e) {
         return statistics[Products::row(e) * stride + Products::column(e)];
       };
-      auto silent = [&](int e) {
-        return is_silent(points, at.I + Products::row(e), at.J + Products::column(e));
-      };
+      auto is_silent = [&](int e) { return silent(Products::row(e), Products::column(e)); };
       if (points.num_terms) {
         add_terms<Products::threads, elements>(
             segments, points.num_terms,
             reinterpret_cast<T*>(shared + Shared::first + Shared::of_stage), room, sums,
             [&](int e) {
-              return silent(e) ? T(0)
-                               : T(copies * C) * sides.weights[0][Products::row(e)] *
-                                     sides.weights[1][Products::column(e)];
+              return is_silent(e) ? T(0)
+                                  : T(copies * C) * sides.weights[0][Products::row(e)] *
+                                        sides.weights[1][Products::column(e)];
             },
-            [&](int e) { return silent(e) ? T(0) : statistic(e); });
+            [&](int e) { return is_silent(e) ? T(0) : statistic(e); });
       }
       if (points.potentials) {
         for (int e = 0; e < elements; ++e) {
           T k, dk;
           evaluate(statistic(e), k, dk);
-          stage[Products::row(e) * stride + Products::column(e)] = silent(e) ? T(0) : T(2 * C) * k;
+          stage[Products::row(e) * stride + Products::column(e)] =
+              is_silent(e) ? T(0) : T(2 * C) * k;
         }
         __syncthreads();
         add_potentials<tile>(stage, sides, args, at, points.num_moving);
