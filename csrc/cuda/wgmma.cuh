@@ -1,0 +1,156 @@
+// Inner products of a tile by products of whole warpgroups, from tiles that TMA brings (sm_90a).
+#pragma once
+
+#include "cuda/points.cuh"
+#include "cuda/tile.cuh"
+
+namespace fastmmd::cuda {
+
+// A tile of 128 rows and columns by two warpgroups, 64 rows each. Both operands come through a ring
+// in shared memory, 128 bytes of each of their rows at a time.
+//
+// No warp does nothing but load: one thread refills a stage of the ring once all warps have used it
+// up. Two thread blocks share a multiprocessor, so that the products of one run while the other is
+// busy with kernel values; the ring is as short as that needs. Its first stage lies outside what
+// the tile loop stages its values in, and is filled for the next tile while that goes on.
+template <Operand operand_>
+class Wgmma {
+ public:
+  using T = float;
+  static constexpr Operand operand = operand_;
+  static constexpr int tile = 128;
+  static constexpr int threads = 256;
+  static constexpr int blocks = 2;
+  static constexpr int elements = 64;
+  static constexpr bool exact = false;
+  static constexpr bool looks_ahead = true;
+
+ private:
+  static constexpr int stages = 3;
+  static constexpr int width = 128 / int(bytes(operand));  // features of one stage
+  static constexpr int side_bytes = tile * 128, stage_bytes = 2 * side_bytes;
+  static constexpr int last_stage = int(
+      round_up(tile * stage_stride<T, tile>() * int(sizeof(T)) - (stages - 1) * stage_bytes, 1024));
+  static constexpr int barriers = last_stage + stages * stage_bytes;  // where they lie
+  static_assert(last_stage >= 0);
+
+ public:
+  static constexpr int shared_bytes = barriers + 2 * stages * int(sizeof(uint64_t));
+
+  struct Params {
+    TensorMap z;
+  };
+  static Params params(const Points<T>& points) {
+    Params params;
+    check(tensor_map_2d(&params.z, points.factors[0].z, int(bytes(operand)), points.padded(),
+                        points.factors[0].depth, tile));
+    return params;
+  }
+
+  static __device__ __forceinline__ int row(int e) {
+    return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + e % 4 / 2 * 8;
+  }
+  static __device__ __forceinline__ int column(int e) {
+    return e / 4 * 8 + threadIdx.x % 4 * 2 + e % 2;
+  }
+
+  // Before the first tile and a barrier.
+  __device__ __forceinline__ void begin(const Params& params, char* shared) {
+    if (threadIdx.x == 0) {
+      ptx::prefetch_tensor_map(&params.z);
+      for (int s = 0; s < stages; ++s) {
+        ptx::mbarrier::init(full(shared, s), 1);
+        ptx::mbarrier::init(empty(shared, s), threads / 32);
+      }
+      ptx::mbarrier::fence_init();
+    }
+  }
+
+  // All products of the last tile are made. `staged`: shared memory is about to be written.
+  template <bool staged>
+  __device__ __forceinline__ void look_ahead(const Params& params, const Factor<T>& f, int64_t I,
+                                             int64_t J, char* shared) {
+    const int steps = steps_of(f), most = staged ? 1 : stages;
+    loaded_ = steps < most ? steps : most;
+    if (threadIdx.x == 0)
+      for (int k = 0; k < loaded_; ++k) load(params, I, J, k, k, shared);
+  }
+
+  // By all threads, before a barrier and the next tile.
+  static __device__ __forceinline__ void hand_back() { ptx::fence_proxy_async(); }
+
+  __device__ __forceinline__ void multiply(const Params& params, const Factor<T>& f, int64_t I,
+                                           int64_t J, char* shared, T (&u)[elements]) {
+    const int steps = steps_of(f);
+    if (threadIdx.x == 0)
+      for (int k = loaded_; k < steps && k < stages; ++k) load(params, I, J, k, k, shared);
+    loaded_ = 0;
+    const char* const lowest = shared + last_stage;
+    const uint64_t a = ptx::wgmma::descriptor(lowest + ptx::warpgroup_index() * (side_bytes / 2));
+    const uint64_t b = ptx::wgmma::descriptor(lowest + side_bytes);
+    int s = 0, before = 0;  // the stages of this step and of the last one
+    for (int k = 0; k < steps; ++k) {
+      wait(full(shared, s), s);
+      ptx::wgmma::fence();
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        const uint32_t at = uint32_t((stages - 1 - s) * stage_bytes + 32 * part);
+        add_product(u, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), k + part > 0);
+      }
+      ptx::wgmma::commit();
+      ptx::wgmma::wait<1>();  // for the last step
+      if (k > 0 && k - 1 + stages < steps) {
+        if (threadIdx.x % 32 == 0) ptx::mbarrier::arrive(empty(shared, before));
+        if (threadIdx.x == 0) {
+          wait(empty(shared, before), stages + before);
+          load(params, I, J, k - 1 + stages, before, shared);
+        }
+      }
+      before = s;
+      s = s + 1 == stages ? 0 : s + 1;
+    }
+    ptx::wgmma::wait<0>();
+    ptx::wgmma::hold(u);
+  }
+
+ private:
+  static __device__ __forceinline__ int steps_of(const Factor<T>& f) {
+    return int((f.depth + width - 1) / width);
+  }
+  static __device__ __forceinline__ char* stage(char* shared, int s) {
+    return shared + last_stage + (stages - 1 - s) * stage_bytes;
+  }
+  static __device__ __forceinline__ uint64_t* full(char* shared, int s) {
+    return reinterpret_cast<uint64_t*>(shared + barriers) + s;
+  }
+  static __device__ __forceinline__ uint64_t* empty(char* shared, int s) {
+    return full(shared, stages + s);
+  }
+
+  // Waits at a barrier for a phase that no one has waited for yet.
+  __device__ __forceinline__ void wait(uint64_t* bar, int number) {
+    ptx::mbarrier::wait(bar, phases_ >> number & 1);
+    phases_ ^= 1u << number;
+  }
+
+  static __device__ __forceinline__ void load(const Params& params, int64_t I, int64_t J, int k,
+                                              int s, char* shared) {
+    char* const to = stage(shared, s);
+    uint64_t* const bar = full(shared, s);
+    ptx::mbarrier::arrive_expect(bar, stage_bytes);
+    ptx::tma_load_2d(to, &params.z, bar, k * width, int(I));
+    ptx::tma_load_2d(to + side_bytes, &params.z, bar, k * width, int(J));
+  }
+
+  static __device__ __forceinline__ void add_product(T (&u)[elements], uint64_t a, uint64_t b,
+                                                     bool accumulate) {
+    if constexpr (operand == Operand::bfloat16) ptx::wgmma_bf16<tile>(u, a, b, accumulate);
+    else if constexpr (operand == Operand::float16) ptx::wgmma_half<tile>(u, a, b, accumulate);
+    else ptx::wgmma_tf32<tile>(u, a, b, accumulate);
+  }
+
+  uint32_t phases_ = 0;  // parities of the next waits: for full stages, then for empty ones
+  int loaded_ = 0;       // stages that were filled ahead
+};
+
+}  // namespace fastmmd::cuda
