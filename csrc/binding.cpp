@@ -1,5 +1,5 @@
 // The Python face of the native core: addresses, sizes and strides in, nothing out. Python
-// allocates, checks and shapes; this file is the only one that knows it.
+// allocates, checks and shapes; binding*.cpp are the only files that know it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,35 +8,13 @@
 #include <utility>
 #include <vector>
 
-#include "arguments.h"
+#include "binding.h"
 
 namespace py = pybind11;
 using namespace fastmmd;
 using namespace py::literals;
 
 namespace {
-
-// Lets Ctrl-C stop a long call: Python's handlers run here, with the error left set.
-bool interrupted(void*) {
-  const py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
-}
-
-// Runs a pass without the GIL; what Ctrl-C left is raised.
-template <class Args, class Run>
-void release_and(Args& args, const Run& run) {
-  args.interrupted = interrupted;
-  bool stopped = false;
-  {
-    const py::gil_scoped_release release;
-    try {
-      run();
-    } catch (const Interrupted&) {
-      stopped = true;
-    }
-  }
-  if (stopped) throw py::error_already_set();
-}
 
 void mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, const Strides& x_strides,
           const Strides& y_strides, int64_t batch, int dtype, uintptr_t x_weights,
@@ -167,4 +145,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("instruction_sets", &instruction_sets);
   module.def("use_instruction_set", &use_instruction_set, py::arg("name"));
   module.def("build_info", &build_info);
+
+  bind_lines(module);
 }
