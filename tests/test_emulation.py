@@ -16,14 +16,37 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def self_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_program(HERE / "self_test.cu", tmp_path_factory.mktemp("emulation"))
 
 
-# The order of threads and blocks, and how many blocks run at a time, change nothing.
+@pytest.fixture(scope="module")
+def race_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_program(HERE / "self_test.cu", tmp_path_factory.mktemp("races"), races=True)
+
+
+def run(program: Path, *arguments: str, seed: int = 0) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"FASTMMD_EMULATION_SEED": str(seed)}
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=100, env=env
+    )
+
+
+# The order of threads and blocks changes nothing.
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_emulator(self_test: Path, seed: int) -> None:
-    env = os.environ | {"FASTMMD_EMULATION_SEED": str(seed)}
-    done = subprocess.run([self_test], capture_output=True, text=True, timeout=100, env=env)
+    done = run(self_test, seed=seed)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_race_where_there_is_none(race_test: Path) -> None:
+    done = run(race_test)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["shared", "global", "reuse", "wgmma"])
+def test_race_is_reported(race_test: Path, kind: str) -> None:
+    done = run(race_test, kind)
+    assert "WARNING: ThreadSanitizer: data race" in done.stderr
+    assert done.returncode == 66

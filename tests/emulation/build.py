@@ -66,11 +66,17 @@ def compile_all(files: list[Path], objects: Path, flags: list[str], jobs: int = 
         return list(pool.map(compile_one, files))
 
 
-def build_program(source: Path, output_dir: Path) -> Path:
-    """An executable of one source and the emulator."""
-    objects = compile_all([source, *emulator()], output_dir / "objects", FLAGS)
+def build_program(source: Path, output_dir: Path, *, races: bool = False) -> Path:
+    """An executable of one source and the emulator.
+
+    With `races`, ThreadSanitizer looks at what `source` does, CUDA threads being threads to it.
+    """
+    flags = FLAGS + (["-g", "-O1", "-DFASTMMD_EMULATION_RACES"] if races else [])
+    sanitize = ["-fsanitize=thread"] if races else []
+    objects = compile_all([source], output_dir / "objects", [*flags, *sanitize])
+    objects += compile_all(emulator(), output_dir / "objects", flags)
     program = output_dir / source.stem
-    run([CXX, *FLAGS, *map(str, objects)], program)
+    run([CXX, *flags, *sanitize, *map(str, objects)], program)
     return program
 
 

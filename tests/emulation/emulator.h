@@ -59,6 +59,12 @@ void check_aligned(const void* pointer, size_t bytes, const char* what);
 using Compute = void (*)(void** brought, uint32_t mask);
 void meet_warp(uint32_t mask, const char* what, void* brought, Compute compute);
 void meet_warpgroup(const char* what, void* brought, void (*compute)(void** brought));
+// The same; what the last to come does comes before what the others do next.
+void meet_warpgroup_in_order(const char* what, void* brought, void (*compute)(void** brought));
+
+// The bits that lane `from` brought, and the votes of all lanes.
+uint64_t shuffle_bits(const char* what, uint32_t mask, uint64_t bits, int from);
+uint32_t ballot(const char* what, uint32_t mask, bool vote);
 
 // Barriers of the block (bar.sync, bar.arrive) and of the cluster.
 void barrier(unsigned id, unsigned threads, bool wait, const char* what);
@@ -66,7 +72,14 @@ void cluster_barrier();
 // __syncthreads; the number of threads that voted for.
 unsigned vote_barrier(bool vote);
 
-// cp.async: `late` copies, in groups, of the calling thread.
+// For ThreadSanitizer: an instruction of the kernel reads this.
+#if defined(FASTMMD_EMULATION_RACES)
+void reads(const void* pointer, size_t bytes);
+#else
+inline void reads(const void*, size_t) {}
+#endif
+
+// cp.async: copies, in groups, of the calling thread.
 void copy_later(void* shared, const void* global, size_t bytes);
 void commit_copies();
 void wait_copies(size_t groups_in_flight);

@@ -244,42 +244,13 @@ inline void __nanosleep(unsigned) {}
 namespace emulation {
 
 template <class T>
-struct Shuffle {
-  T value;
-  int from;
-  T result;
-};
-
-// Lane `from` of the caller's segment, or the caller itself where the segment has no such lane.
-template <class T>
 T shuffle(const char* what, unsigned mask, T value, int from) {
-  Shuffle<T> mine{value, from, value};
-  meet_warp(mask, what, &mine, [](void** lanes, uint32_t mask) {
-    for (int i = 0; i < 32; ++i) {
-      if (!(mask >> i & 1)) continue;
-      auto& lane = *static_cast<Shuffle<T>*>(lanes[i]);
-      if (!(mask >> lane.from & 1)) fail("a shuffle reads lane %d, which is not in it", lane.from);
-      lane.result = static_cast<Shuffle<T>*>(lanes[lane.from])->value;
-    }
-  });
-  return mine.result;
-}
-
-struct Ballot {
-  bool vote;
-  unsigned votes;
-};
-
-inline unsigned ballot(const char* what, unsigned mask, bool vote) {
-  Ballot mine{vote, 0};
-  meet_warp(mask, what, &mine, [](void** lanes, uint32_t mask) {
-    unsigned votes = 0;
-    for (int i = 0; i < 32; ++i)
-      if (mask >> i & 1) votes |= unsigned(static_cast<Ballot*>(lanes[i])->vote) << i;
-    for (int i = 0; i < 32; ++i)
-      if (mask >> i & 1) static_cast<Ballot*>(lanes[i])->votes = votes;
-  });
-  return mine.votes;
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = shuffle_bits(what, mask, bits, from);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 }  // namespace emulation

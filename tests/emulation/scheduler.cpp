@@ -12,6 +12,11 @@
 #include "worker.h"
 #if defined(FASTMMD_EMULATION_RACES)
 #include <sanitizer/tsan_interface.h>
+extern "C" {  // of the same library, in none of its headers; to ignore reads is to ignore writes
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void __tsan_read_range(void*, unsigned long);
+}
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -90,14 +95,15 @@ void track(void*) {}
 // From the calling fiber to the scheduler.
 void leave() {
   Fiber* self = worker->self;
+  release(&worker->abandoned);
   track(worker->tracked);
   switch_context(self->context, worker->context);
 }
 
 void enter() {
-  acquire(worker);
+  acquire(&worker->started);
   worker->grid->kernel();
-  release(worker);
+  release(&worker->ended);
   worker->self->ended = true;
   --worker->alive;
   leave();
@@ -218,7 +224,6 @@ void set_up_block(Worker& w, Block& block, unsigned rank, uint64_t linear) {
 
 void run_cluster(Worker& w, uint64_t cluster_index) {
   const Grid& grid = *w.grid;
-  acquire(&w);
   w.blocks.assign(grid.cluster, {});
   w.ready.clear();
   w.error.clear();
@@ -230,7 +235,7 @@ void run_cluster(Worker& w, uint64_t cluster_index) {
     std::mt19937_64 random(grid.seed + cluster_index);
     std::shuffle(w.ready.begin(), w.ready.end(), random);
   }
-  release(&w);
+  release(&w.started);
 
   while (w.error.empty()) {
     if (w.ready.empty()) {
@@ -249,10 +254,11 @@ void run_cluster(Worker& w, uint64_t cluster_index) {
     track(fiber->tracked);
     switch_context(w.context, fiber->context);
   }
-  acquire(&w);
+  acquire(w.error.empty() ? &w.ended : &w.abandoned);
 }
 
-void work(Grid& grid) {
+// Blocks are dealt out in turn, so that two neighbours run side by side, ordered by nothing.
+void work(Grid& grid, uint64_t rank, uint64_t workers) {
   static std::mutex mutex;
   static std::vector<std::unique_ptr<Worker>> idle;
   std::unique_ptr<Worker> mine;
@@ -273,7 +279,7 @@ void work(Grid& grid) {
 
   const uint64_t blocks = uint64_t(grid.size.x) * grid.size.y * grid.size.z;
   const uint64_t clusters = blocks / grid.cluster;
-  for (uint64_t i; !grid.failed && (i = grid.next++) < clusters;) {
+  for (uint64_t i = rank; i < clusters && !grid.failed; i += workers) {
     run_cluster(*mine, grid.seed % 2 ? clusters - 1 - i : i);
     if (mine->error.empty()) continue;
     const std::lock_guard lock(grid.mutex);
@@ -314,9 +320,20 @@ void wake_all(std::vector<Fiber*>& fibers) {
 #if defined(FASTMMD_EMULATION_RACES)
 void release(void* address) { __tsan_release(address); }
 void acquire(void* address) { __tsan_acquire(address); }
-#else
-void release(void*) {}
-void acquire(void*) {}
+Quiet::Quiet() {
+  if (++worker->self->quiet > 1) return;
+  AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+}
+Quiet::~Quiet() {
+  if (--worker->self->quiet) return;
+  AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+}
+void reads(const void* pointer, size_t bytes) {
+  const bool quiet = worker->self->quiet;
+  if (quiet) AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  __tsan_read_range(const_cast<void*>(pointer), bytes);
+  if (quiet) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+}
 #endif
 
 void fail(const char* format, ...) {
@@ -343,7 +360,8 @@ void run(dim3 size, dim3 block, size_t shared_bytes, unsigned cluster,
   const uint64_t workers = std::min(setting("FASTMMD_EMULATION_THREADS", 2), clusters);
   // All of them new: `__shared__` arrays are thread_local, and a launch finds none of another.
   std::vector<std::thread> threads;
-  for (uint64_t i = 0; i < workers; ++i) threads.emplace_back([&grid] { work(grid); });
+  for (uint64_t i = 0; i < workers; ++i)
+    threads.emplace_back([&grid, i, workers] { work(grid, i, workers); });
   for (std::thread& thread : threads) thread.join();
   if (grid.failed) throw Fault(grid.error);
 }

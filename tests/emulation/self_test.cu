@@ -424,9 +424,59 @@ void test_async_faults() {
   check(message_of("not initialised", no_init, 32), "an mbarrier that was not initialised");
 }
 
+// --- races: each of these must be reported by ThreadSanitizer
+// ----------------------------------------
+
+__global__ void shared_race(int* out) {
+  int* shared = reinterpret_cast<int*>(dynamic_shared());
+  shared[threadIdx.x] = int(threadIdx.x);
+  out[threadIdx.x] = shared[threadIdx.x ^ 1];  // no __syncwarp
+}
+__global__ void global_race(int* out) { *out = int(blockIdx.x); }
+
+// The second row is fetched to where others may still read the first.
+__global__ void reuse_race(const float* rows, float* out) {
+  float* row = reinterpret_cast<float*>(dynamic_shared());
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    ptx::cp_async16(row + threadIdx.x * 4, rows + i * 128 + threadIdx.x * 4);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    sum += row[127 - threadIdx.x];
+  }
+  out[threadIdx.x] = sum;
+}
+
+// wgmma reads what a thread of another warp has written, without a barrier between.
+__global__ void wgmma_race(float* out) {
+  uint32_t* tile = reinterpret_cast<uint32_t*>(dynamic_shared());
+  for (int i = int(threadIdx.x); i < 64 * 32; i += 128) tile[i] = 0;
+  ptx::fence_proxy_async();
+  const uint64_t descriptor = ptx::wgmma::descriptor(tile);
+  float d[32] = {};
+  ptx::wgmma::fence();
+  ptx::wgmma_bf16<64>(d, descriptor, descriptor, false);
+  ptx::wgmma::commit();
+  ptx::wgmma::wait<0>();
+  out[threadIdx.x] = d[0];
+}
+
+int race(const std::string& which) {
+  int ints[32] = {};
+  float floats[256] = {};
+  if (which == "shared") launch(shared_race, 1, 32, 1024, nullptr, ints);
+  else if (which == "global") launch(global_race, 2, 1, 0, nullptr, ints);
+  else if (which == "reuse") launch(reuse_race, 1, 32, 1024, nullptr, floats, floats);
+  else if (which == "wgmma") launch(wgmma_race, 1, 128, 8192, nullptr, floats);
+  else return 2;
+  return 0;
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1) return race(argv[1]);
   test_sums();
   test_tiles();
   test_masks();

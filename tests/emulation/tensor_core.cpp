@@ -120,14 +120,19 @@ struct Descriptor {
   }
   // Byte `k` (below 32) along K of row `mn`.
   const char* k_major(int mn, int k) const {
-    return emulation::shared_pointer(
-        swizzle(start + uint32_t(mn / 8) * stride + uint32_t(mn % 8 * 128 + k)));
+    return at(start + uint32_t(mn / 8) * stride + uint32_t(mn % 8 * 128 + k));
   }
   // Row `k` along K, 16-bit element `mn` of it.
   const char* mn_major(int mn, int k) const {
-    return emulation::shared_pointer(swizzle(start + uint32_t(mn / 64) * leading +
-                                             uint32_t(k / 8) * stride +
-                                             uint32_t(k % 8 * 128 + mn % 64 * 2)));
+    return at(start + uint32_t(mn / 64) * leading + uint32_t(k / 8) * stride +
+              uint32_t(k % 8 * 128 + mn % 64 * 2));
+  }
+
+ private:
+  static const char* at(uint32_t address) {
+    const char* pointer = emulation::shared_pointer(swizzle(address));
+    emulation::reads(pointer, 2);
+    return pointer;
   }
 };
 
@@ -206,11 +211,13 @@ constexpr uint64_t map_magic = 0x7E4503A9D1C2B687;
 
 void ldmatrix4(uint32_t (&r)[4], const void* shared_row) {
   emulation::check_aligned(shared_row, 16, "ldmatrix");
+  emulation::reads(shared_row, 16);
   Ldmatrix mine{r, static_cast<const char*>(shared_row)};
   emulation::meet_warp(~0u, "ldmatrix", &mine, load_matrices<false>);
 }
 void ldmatrix4_trans(uint32_t (&r)[4], const void* shared_row) {
   emulation::check_aligned(shared_row, 16, "ldmatrix.trans");
+  emulation::reads(shared_row, 16);
   Ldmatrix mine{r, static_cast<const char*>(shared_row)};
   emulation::meet_warp(~0u, "ldmatrix.trans", &mine, load_matrices<true>);
 }
@@ -271,7 +278,7 @@ void commit() {
 }
 
 void wait_groups(size_t in_flight) {
-  emulation::meet_warpgroup("wgmma.wait", &in_flight, [](void** threads) {
+  emulation::meet_warpgroup_in_order("wgmma.wait", &in_flight, [](void** threads) {
     emulation::Warpgroup& group = emulation::warpgroup();
     while (group.groups.size() > *static_cast<size_t*>(threads[0])) {
       for (const auto& product : group.groups.front()) product();

@@ -10,6 +10,7 @@ namespace {
 constexpr unsigned shared_origin = 1024;  // address of the first dynamic byte: 0 is no address
 
 void arrive(Barrier& barrier, unsigned threads, bool wait, const char* what) {
+  const Quiet quiet;
   if (barrier.arrived && barrier.threads != threads)
     fail("%s: %u threads are named, others named %u", what, threads, barrier.threads);
   barrier.threads = threads;
@@ -79,6 +80,7 @@ void check_aligned(const void* pointer, size_t bytes, const char* what) {
 // --- collectives ---------------------------------------------------------------------------------
 
 void meet_warp(uint32_t mask, const char* what, void* brought, Compute compute) {
+  const Quiet quiet;
   Fiber* self = worker->self;
   const unsigned warp = self->linear / 32, lane = self->linear % 32;
   const unsigned lanes = std::min(32u, worker->grid->num_threads - warp * 32);
@@ -122,7 +124,37 @@ void meet_warp(uint32_t mask, const char* what, void* brought, Compute compute) 
   if (order) acquire(order);
 }
 
+uint64_t shuffle_bits(const char* what, uint32_t mask, uint64_t bits, int from) {
+  struct Lane {
+    uint64_t bits;
+    int from;
+    uint64_t result;
+  } mine{bits, from, 0};
+  meet_warp(mask, what, &mine, [](void** lanes, uint32_t mask) {
+    for (int i = 0; i < 32; ++i) {
+      if (!(mask >> i & 1)) continue;
+      Lane& lane = *static_cast<Lane*>(lanes[i]);
+      if (!(mask >> lane.from & 1)) fail("a shuffle reads lane %d, which is not in it", lane.from);
+      lane.result = static_cast<Lane*>(lanes[lane.from])->bits;
+    }
+  });
+  return mine.result;
+}
+
+uint32_t ballot(const char* what, uint32_t mask, bool vote) {
+  uint32_t votes = vote;
+  meet_warp(mask, what, &votes, [](void** lanes, uint32_t mask) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; ++i)
+      if (mask >> i & 1) all |= *static_cast<uint32_t*>(lanes[i]) << i;
+    for (int i = 0; i < 32; ++i)
+      if (mask >> i & 1) *static_cast<uint32_t*>(lanes[i]) = all;
+  });
+  return votes;
+}
+
 void meet_warpgroup(const char* what, void* brought, void (*compute)(void** brought)) {
+  const Quiet quiet;
   Fiber* self = worker->self;
   const unsigned group = self->linear / 128, place = self->linear % 128;
   WarpgroupMeeting& meeting = self->block->meetings[group];
@@ -134,9 +166,15 @@ void meet_warpgroup(const char* what, void* brought, void (*compute)(void** brou
   meeting.who[place] = self;
   if (++meeting.arrived < 128) return park(what);
   compute(meeting.brought);
+  release(&warpgroup());
   meeting.arrived = 0;
   for (unsigned i = 0; i < 128; ++i)
     if (i != place) wake(meeting.who[i]);
+}
+
+void meet_warpgroup_in_order(const char* what, void* brought, void (*compute)(void** brought)) {
+  meet_warpgroup(what, brought, compute);
+  acquire(&warpgroup());
 }
 
 void barrier(unsigned id, unsigned threads, bool wait, const char* what) {
@@ -164,10 +202,12 @@ void copy_later(void* shared, const void* global, size_t bytes) {
   check_aligned(shared, bytes, "cp.async");
   check_aligned(global, bytes, "cp.async");
   std::memset(shared, poison, bytes);
+  const Quiet quiet;
   worker->self->copies.push_back({shared, global, bytes});
 }
 
 void commit_copies() {
+  const Quiet quiet;
   Fiber& self = *worker->self;
   size_t committed = 0;
   for (const size_t count : self.committed) committed += count;
@@ -184,6 +224,7 @@ void wait_copies(size_t groups_in_flight) {
     }
     self.committed.pop_front();
   }
+  const Quiet quiet;
   self.copies.erase(self.copies.begin(), self.copies.begin() + ptrdiff_t(done));
 }
 
@@ -196,6 +237,7 @@ void Mbarrier::start_phase() {
 }
 
 void mbarrier_init(uint64_t* bar, unsigned count) {
+  const Quiet quiet;
   Mbarrier& state = worker->self->block->mbarriers[mbarrier_key(bar)];
   if (state.count) fail("an mbarrier is initialised a second time");
   if (!count) fail("an mbarrier is initialised for no arrivals");
@@ -203,6 +245,7 @@ void mbarrier_init(uint64_t* bar, unsigned count) {
 }
 
 void mbarrier_arrive(uint64_t* bar, uint32_t expected_bytes, unsigned rank) {
+  const Quiet quiet;
   Mbarrier& state = find_mbarrier(bar, rank);
   if (!state.pending) fail("an mbarrier has more arrivals than the %u of a phase", state.count);
   release(&state.phases.order[state.phases.current % 2]);
@@ -212,6 +255,7 @@ void mbarrier_arrive(uint64_t* bar, uint32_t expected_bytes, unsigned rank) {
 }
 
 void mbarrier_wait(uint64_t* bar, unsigned parity) {
+  const Quiet quiet;
   Mbarrier& state = find_mbarrier(bar, cluster_rank());
   parity %= 2;
   if (state.phases.current % 2 == parity) {
@@ -222,6 +266,7 @@ void mbarrier_wait(uint64_t* bar, unsigned parity) {
 }
 
 void transfer_later(uint64_t* bar, unsigned rank, uint32_t bytes, std::function<void()> copy) {
+  const Quiet quiet;
   Mbarrier& state = find_mbarrier(bar, rank);
   state.transfers.push_back({bytes, std::move(copy)});
   release(&state.transfers);

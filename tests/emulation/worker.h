@@ -42,6 +42,7 @@ struct Copy {
 struct Fiber {
   Context context;
   void* tracked = nullptr;  // ThreadSanitizer's idea of it
+  int quiet = 0;            // how many Quiets live
   Block* block = nullptr;
   uint3 thread{};
   unsigned linear = 0;
@@ -113,7 +114,6 @@ struct Grid {
   unsigned cluster, num_threads;
   const std::function<void()>& kernel;
   uint64_t seed;
-  std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::mutex mutex{};
   std::string error{};
@@ -138,6 +138,7 @@ struct Worker {
   unsigned alive = 0;
   Barrier cluster;
   std::string error;
+  char started, ended, abandoned;  // addresses for release and acquire
 
   ~Worker();
 };
@@ -149,8 +150,22 @@ void park(const char* what);
 void wake(Fiber* fiber);
 void wake_all(std::vector<Fiber*>& fibers);
 
-// What came before `release` comes before what follows an `acquire` of the same address.
+// For ThreadSanitizer. What came before `release` comes before what follows an `acquire` of the
+// same address. What the emulator does for itself while a Quiet lives is not looked at, except for
+// what a kernel's instruction reads.
+#if defined(FASTMMD_EMULATION_RACES)
 void release(void* address);
 void acquire(void* address);
+struct Quiet {
+  Quiet();
+  ~Quiet();
+};
+#else
+inline void release(void*) {}
+inline void acquire(void*) {}
+struct Quiet {
+  ~Quiet() {}
+};
+#endif
 
 }  // namespace emulation
