@@ -7,7 +7,6 @@ has a budget and writes what it has found at once; one that overruns is cut, and
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -20,11 +19,20 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_journal import Journal, end_group, supervise
+from benchmarks.gpu_machine import (
+    COMMIT,
+    commit_of,
+    digest,
+    driver,
+    find_sanitizer,
+    installed,
+    nvcc,
+    nvcc_version,
+)
 from benchmarks.gpu_report import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +44,6 @@ TEST_LIMIT = 45.0  # seconds of one test, the start of the device with the first
 TOOLS = ("memcheck", "racecheck", "initcheck")
 FOUND = 9  # exit status by which a tool says that it found something
 OLDEST = (7, 5)  # compute capability
-COMMIT = "FASTMMD_COMMIT"  # the variable that names it where there is no repository
 
 
 class Unusable(Exception):
@@ -65,7 +72,7 @@ class Check:
             "commit": commit or commit_of(ROOT),
             "sources": digest(ROOT),
             "driver": driver(),
-            "torch": _installed("torch"),
+            "torch": installed("torch"),
             "cuda": "",
             "nvcc": nvcc_version(),
             "python": platform.python_version(),
@@ -158,7 +165,17 @@ class Check:
             last = log.read_text(errors="replace").strip().splitlines()[-1]
             reason = "cut" if status is None else f"pip ended with status {status}"
             return "failed", f"{reason}; build.log ends: {last[:200]}"
-        return "passed", f"_cuda is {modules[0].stat().st_size / 2**20:.1f} MiB"
+        code = "import fastmmd, fastmmd._cuda as m; print(fastmmd.__file__, m.architectures())"
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=self.scratch, env=self.environment(), capture_output=True, text=True,
+        )  # fmt: skip
+        if str(self.site) not in told.stdout:
+            # An editable install comes before all paths.
+            last = (told.stderr.strip().splitlines() or [told.stdout])[-1]
+            return "failed", f"what was built is not what is imported: {last}"
+        built = told.stdout.split(maxsplit=1)[1].strip()
+        return "passed", f"_cuda is {modules[0].stat().st_size / 2**20:.1f} MiB, for {built}"
 
     def tests(self, deadline: float) -> tuple[str, str]:
         """``pytest -m gpu``, on the files that have such tests."""
@@ -334,64 +351,7 @@ def run_until(command: Sequence[str], log: Path, deadline: float, **options: Any
     return wait_until(start(command, log, **options), deadline)
 
 
-# --- what figures hold for -----------------------------------------------------------------------
-
-
-def _told(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def commit_of(root: Path) -> str:
-    """The commit of the sources, by the environment or by git."""
-    if named := os.environ.get(COMMIT):
-        return named
-    commit = _told("git", "-C", str(root), "rev-parse", "HEAD")
-    if not commit:
-        return "unknown"
-    changed = _told("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
-    return commit[:12] + (" with changes" if changed else "")
-
-
-def digest(root: Path) -> str:
-    """A hash of all that is compiled or imported, which holds where there is no repository."""
-    found = hashlib.sha256()
-    suffixes = {".py", ".h", ".cpp", ".cu", ".cuh", ".cmake", ".txt", ".toml"}
-    for folder in ("csrc", "fastmmd", "cmake"):
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in suffixes:
-                found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()
-
-
-def driver() -> str:
-    told = _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return told.splitlines()[0] if told else "none"
-
-
-def nvcc() -> str | None:
-    return os.environ.get("CUDACXX") or shutil.which("nvcc")
-
-
-def nvcc_version() -> str:
-    found = re.search(r"V(\d[\d.]*)", _told(nvcc() or "nvcc", "--version"))
-    return found[1] if found else "none"
-
-
-def find_sanitizer() -> str | None:
-    """compute-sanitizer, on PATH or beside the compiler."""
-    beside = Path(os.path.realpath(nvcc() or "nvcc")).parent
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(beside))
+# --- the command --------------------------------------------------------------------------------
 
 
 def require_gpu() -> None:

@@ -10,7 +10,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import cycle
@@ -26,6 +26,7 @@ from benchmarks.cells import Cell
 from benchmarks.gpu_accuracy import accuracy
 from benchmarks.gpu_device import Device, Lane, precision
 from benchmarks.gpu_journal import LOST, Journal, context_is_lost
+from benchmarks.gpu_work import avoiding, stand_in, taken, work
 from benchmarks.interleave import Budget, interleave
 from benchmarks.peers import MULTIPLIERS, Objective, errors, run
 from fastmmd import reference
@@ -90,6 +91,7 @@ class Bench:
         lanes: dict[str, tuple[Objective, str]],
         others: dict[str, tuple[Lane, float]] | None = None,
         clock: str = "events",
+        seconds: float | None = None,
     ) -> list[Record]:
         """Lanes on one case.
 
@@ -98,6 +100,7 @@ class Bench:
             lanes: objectives and modes, by name.
             others: calls that have nothing to do with the samples, and their FLOP.
             clock: "events" or "wall".
+            seconds: of the rounds, if fewer than usual.
         """
         device, measure = self.device, self.device.stopwatch
         if clock == "wall":
@@ -108,18 +111,38 @@ class Bench:
         with precision(case.precision):
             truth = self._exact(case, *sets[0])
             for name, (objective, mode) in lanes.items():
-                infos[name] = asdict(case) | {
-                    "mode": mode,
-                    "flop": case.flop(mode),
-                    "sample_bytes": case.bytes,
-                    "error": errors(run(objective, *sets[0], mode), truth),
-                    "clock": clock,
-                }
+                infos[name] = {"clock": clock, **self.info(case, mode)}
+                if name.startswith("fastmmd"):
+                    infos[name] |= self.road(case, mode, objective, *sets[0])
+                results = run(objective, *sets[0], mode)
+                infos[name]["error"] = errors(results, truth)
+                del results
                 calls[name] = rotated(partial(_run, objective, mode), sets)
             for name, (call, flop) in (others or {}).items():
                 calls[name], infos[name] = call, {"flop": flop, "clock": clock}
-            rounds = interleave(calls, self.budget, measure)
+            budget = self.budget
+            if seconds is not None and not device.dry:
+                budget = replace(budget, seconds=seconds)
+            rounds = interleave(calls, budget, measure)
         return [{"lane": name, **infos[name], "seconds": rounds.seconds[name]} for name in calls]
+
+    @staticmethod
+    def info(case: Case, mode: str = "gradients") -> Record:
+        """What is known of a lane before it runs."""
+        return asdict(case) | {
+            "mode": mode,
+            "flop": case.flop(mode),
+            "sample_bytes": case.bytes,
+        }
+
+    def road(self, case: Case, mode: str, objective: Objective, x: Tensor, y: Tensor) -> Record:
+        """The road that such a call takes, and what it executes."""
+        gradients = mode == "gradients"
+        found = taken(partial(run, objective, x, y, mode))
+        if found is None:
+            families = list(case.kernel.terms_for(x, y).families)
+            found = stand_in(case.n, case.d, x.dtype, case.precision, families, gradients)
+        return work(case.n, case.d, found, gradients)._asdict()
 
     @staticmethod
     def _exact(case: Case, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -208,6 +231,27 @@ class Bench:
         lanes = {"fastmmd": (ours_of(case), "gradients")}
         return self.compare(case, lanes, {"torch.mm": self.product(dtype)})
 
+    def roads(self) -> list[Record]:
+        """Sizes at which roads meet: the one that is taken, beside what would be without it."""
+        records = []
+        for n, d, precision_ in (
+            (256, 256, "highest"),
+            (512, 256, "highest"),
+            (2048, 128, "high"),
+            (8192, 64, "high"),
+            (8192, 128, "high"),
+            (8192, 256, "highest"),
+            (8192, 256, "high"),
+        ):
+            case = self.case(n, d, precision=precision_)
+            mode = "small" if n + n <= 1024 else "fused"
+            lanes = {
+                "fastmmd": (ours_of(case), "gradients"),
+                f"fastmmd, not {mode}": (not_by(mode, ours_of(case)), "gradients"),
+            }
+            records += self.compare(case, lanes, seconds=1.0)
+        return records
+
     def eager(self) -> list[Record]:
         case = self.case(64, 256, bandwidth="mean")
         lanes = {"fastmmd": (ours_of(case), "gradients"), "plain": (plain_of(case), "gradients")}
@@ -219,6 +263,9 @@ class Bench:
         records = []
         for name, objective in (("fastmmd", ours_of(case)), ("plain", plain_of(case))):
             x, y = case.samples(0, self.device.torch)
+            info = self.info(case)
+            if name == "fastmmd":
+                info |= self.road(case, "gradients", objective, x, y)
             replay, results = self.device.captured(partial(run, objective, x, y, "gradients"))
             fresh = case.samples(1, self.device.torch)
             with torch.no_grad():
@@ -236,11 +283,8 @@ class Bench:
                     seconds = [measure(replay, calls) / calls for _ in range(10)]
                 else:
                     seconds = [measure(replay, 1) for _ in range(calls)]
-                records.append(
-                    {"lane": name, **asdict(case), "mode": "gradients", "clock": clock}
-                    | {"flop": case.flop("gradients"), "sample_bytes": case.bytes}
-                    | {"error": error, "seconds": seconds}
-                )
+                found = {"clock": clock, "error": error, "seconds": seconds}
+                records.append({"lane": name, **info, **found})
         return records
 
     def keops(self) -> list[Record]:
@@ -263,8 +307,7 @@ class Bench:
             with precision(case.precision):
                 run(ours_of(few), *few.samples(0, self.device.torch), "gradients")
                 peak = self.device.peak_memory(partial(run, ours_of(case), x, y, "gradients"))
-            inputs = {"peak_memory": peak, "sample_bytes": case.bytes}
-            records.append({"lane": "fastmmd", **asdict(case), "mode": "gradients", **inputs})
+            records.append({"lane": "fastmmd", **self.info(case), "peak_memory": peak})
         return records
 
     def huge(self) -> list[Record]:
@@ -273,11 +316,11 @@ class Bench:
         call = partial(run, ours_of(case), x, y, "gradients")
         peak = self.device.peak_memory(call)
         results = call()
-        info = {"peak_memory": peak, "sample_bytes": case.bytes, "flop": case.flop("gradients")}
         seconds = [self.device.stopwatch(call, 1) for _ in range(3)]
         finite = all(bool(t.isfinite().all()) for t in results)
-        record = {"lane": "fastmmd", **asdict(case), "mode": "gradients", **info}
-        return [record | {"clock": "events", "seconds": seconds, "finite": finite}]
+        record = {"lane": "fastmmd", **self.info(case), "clock": "events", "peak_memory": peak}
+        record |= self.road(case, "gradients", ours_of(case), x, y)
+        return [record | {"seconds": seconds, "finite": finite}]
 
     def accuracy(self) -> list[Record]:
         return accuracy(self.device)
@@ -289,7 +332,7 @@ ROWS: dict[str, Callable[[Bench], list[Record]]] = {
     for row in (
         *(Bench.facts, Bench.rates, Bench.tf32, Bench.highest, Bench.eager, Bench.graph),
         *(Bench.bf16_rate, Bench.tf32_rate, Bench.wide, Bench.accuracy, Bench.memory),
-        *(Bench.huge, Bench.compiled, Bench.keops),
+        *(Bench.huge, Bench.roads, Bench.compiled, Bench.keops),
     )
 }
 
@@ -312,6 +355,16 @@ def _at(level: str, call: Lane) -> object:
 def ours_of(case: Case) -> Objective:
     kernel = case.kernel
     return lambda x, y: fm.mmd2(x, y, kernel)
+
+
+def not_by(mode: str, objective: Objective) -> Objective:
+    """The objective on another road."""
+
+    def on_it(x: Tensor, y: Tensor) -> Tensor:
+        with avoiding(mode):
+            return objective(x, y)
+
+    return on_it
 
 
 def plain_of(case: Case) -> Objective:

@@ -18,6 +18,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -130,14 +131,26 @@ def demangle(kernels: Iterable[Kernel]) -> None:
 
 
 def plain_name(demangled: str) -> str:
-    """``void ns::f<(ns::E)1, ns::P, true>(int*)`` as ``f<1, P, true>``."""
-    name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void |\([\w:]+\)(?=-?\d)", "", demangled)
+    """``void ns::f<(ns::E)1, ns::P, true>(int*)`` as ``f<name_of_1, P, true>``."""
+    name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void ", "", demangled)
+    name = re.sub(
+        r"\((\w+)\)(-?\d+)", lambda cast: enumerators(cast[1]).get(cast[2], cast[2]), name
+    )
     depth = 0
     for position, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")
         if letter == "(" and depth == 0:
             return name[:position]
     return name
+
+
+@cache
+def enumerators(enum: str) -> dict[str, str]:
+    """The names of an enumeration of the sources by their values."""
+    for path in (ROOT / "csrc").rglob("*.h"):
+        if body := re.search(rf"enum class {enum} : int {{(.*?)}};", path.read_text(), re.S):
+            return {value: name for name, value in re.findall(r"(\w+) = (\d+)", body[1])}
+    return {}
 
 
 def disassemble(made: Build, folder: Path) -> None:

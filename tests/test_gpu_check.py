@@ -14,7 +14,7 @@ import torch
 
 PHASES = ["build", "tests", "sanitizer", "bench"]
 # The others compile at run time, for tens of seconds.
-QUICK = "facts,rates,tf32,highest,eager,graph,bf16_rate,tf32_rate,wide,accuracy,memory,huge"
+QUICK = "facts,rates,tf32,highest,eager,graph,bf16_rate,tf32_rate,wide,accuracy,memory,huge,roads"
 
 
 @pytest.fixture(autouse=True)
@@ -82,15 +82,15 @@ def test_nothing_comes_from_a_network() -> None:
 
 
 def test_commit_and_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gpu_check
+    from benchmarks.gpu_machine import COMMIT, commit_of, digest
 
-    assert gpu_check.commit_of(tmp_path) == "unknown"
-    monkeypatch.setenv(gpu_check.COMMIT, "of the environment")
-    assert gpu_check.commit_of(tmp_path) == "of the environment"
-    before = gpu_check.digest(tmp_path)
+    assert commit_of(tmp_path) == "unknown"
+    monkeypatch.setenv(COMMIT, "of the environment")
+    assert commit_of(tmp_path) == "of the environment"
+    before = digest(tmp_path)
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "kernel.cu").write_text("// a kernel")
-    assert gpu_check.digest(tmp_path) != before
+    assert digest(tmp_path) != before
 
 
 @pytest.mark.parametrize(
@@ -285,6 +285,28 @@ def test_floors_come_from_the_rates_of_the_run() -> None:
     cells = [cell.strip() for cell in row.split("|")]
     # counted and executed TFLOP, TFLOP/s, share, and the floors in milliseconds
     assert cells[7:14] == ["0.2", "0.3", "200", "50 %", "0.5", "0.0112", "panels"]
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "precision", "dtype", "road", "times"),
+    [
+        (64, 256, "highest", torch.float32, "small, multiply-adds of float32", None),
+        (16384, 512, "highest", torch.bfloat16, "panels, wgmma of bfloat16", 1),
+        (4096, 2048, "high", torch.float32, "panels, wgmma of tf32", 1),
+        # three products of TF32, and one of float32 twice as large
+        (4096, 2048, "highest", torch.float32, "panels, mma.sync of 3 x tf32", 5 / 3),
+    ],
+)
+def test_arithmetic_of_a_road(
+    n: int, d: int, precision: str, dtype: torch.dtype, road: str, times: float | None
+) -> None:
+    from benchmarks.cells import Cell
+    from benchmarks.gpu_work import stand_in, work
+
+    found = work(n, d, stand_in(n, d, dtype, precision, [0] * 5, True), True)
+    assert found.road == road
+    if times is not None:  # but for the tiles on the diagonal
+        assert found.executed == pytest.approx(times * Cell(n, d, 0).flop("gradients"), rel=0.02)
 
 
 def test_an_empty_run_has_a_table() -> None:
