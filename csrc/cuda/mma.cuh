@@ -33,27 +33,41 @@ struct Fragment {
     else ptx::mma_tf32(c, a, b);
   }
 
-  // c[n] += a b[n]. The tensor cores cut off what they cannot hold of a sum; where that counts,
-  // long sums are made outside of them.
+  // c[n] += a b[n].
   template <int columns>
   static __device__ __forceinline__ void multiply(float (&c)[columns][4], const A& a,
                                                   const B (&b)[columns]) {
     if constexpr (split) {
-      float sum[columns][4] = {};
 #pragma unroll
-      for (int n = 0; n < columns; ++n) multiply(sum[n], a.r[1], b[n].r[0]);
+      for (int n = 0; n < columns; ++n) multiply(c[n], a.r[1], b[n].r[0]);
 #pragma unroll
-      for (int n = 0; n < columns; ++n) multiply(sum[n], a.r[0], b[n].r[1]);
-#pragma unroll
-      for (int n = 0; n < columns; ++n) multiply(sum[n], a.r[0], b[n].r[0]);
-#pragma unroll
-      for (int n = 0; n < columns; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) c[n][i] += sum[n][i];
-    } else {
-#pragma unroll
-      for (int n = 0; n < columns; ++n) multiply(c[n], a.r[0], b[n].r[0]);
+      for (int n = 0; n < columns; ++n) multiply(c[n], a.r[0], b[n].r[1]);
     }
+#pragma unroll
+    for (int n = 0; n < columns; ++n) multiply(c[n], a.r[0], b[n].r[0]);
+  }
+
+  // The same. The tensor cores cut off what they cannot hold of a sum, so where the accuracy of
+  // float32 is wanted, long sums are made outside of them.
+  template <int columns>
+  static __device__ __forceinline__ void multiply_long(float (&c)[columns][4], const A& a,
+                                                       const B (&b)[columns]) {
+    if constexpr (split) {
+      float sum[columns][4] = {};
+      multiply(sum, a, b);
+      add(c, sum);
+    } else {
+      multiply(c, a, b);
+    }
+  }
+
+  template <int columns>
+  static __device__ __forceinline__ void add(float (&c)[columns][4],
+                                             const float (&sum)[columns][4]) {
+#pragma unroll
+    for (int n = 0; n < columns; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[n][i] += sum[n][i];
   }
 };
 
@@ -110,7 +124,7 @@ struct Mma {
           typename F::A a;
 #pragma unroll
           for (int i = 0; i < 4; ++i) a.set(i, r[i]);
-          F::multiply(c[m], a, b);
+          F::multiply_long(c[m], a, b);
         }
       }
     });
