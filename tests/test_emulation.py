@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulation.build import CXX, HERE, build_program
+import torch
+from emulation.build import CSRC, CXX, HERE, build_program
 
 pytestmark = [
     pytest.mark.xdist_group("emulation"),
@@ -16,14 +19,19 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def self_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_program(HERE / "self_test.cu", tmp_path_factory.mktemp("emulation"))
+CASES = HERE / "cases"
 
 
 @pytest.fixture(scope="module")
-def race_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_program(HERE / "self_test.cu", tmp_path_factory.mktemp("races"), races=True)
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds a case, once."""
+    directory = tmp_path_factory.mktemp("emulation")
+
+    @functools.cache
+    def build(name: str, *, races: bool = False) -> Path:
+        return build_program(CASES / f"{name}.cu", directory / f"races-{races}", races=races)
+
+    return build
 
 
 def run(program: Path, *arguments: str, seed: int = 0) -> subprocess.CompletedProcess[str]:
@@ -35,18 +43,37 @@ def run(program: Path, *arguments: str, seed: int = 0) -> subprocess.CompletedPr
 
 # The order of threads and blocks changes nothing.
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_emulator(self_test: Path, seed: int) -> None:
-    done = run(self_test, seed=seed)
+def test_instructions(programs: Callable[..., Path], seed: int) -> None:
+    done = run(programs("instructions"), seed=seed)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_race_where_there_is_none(race_test: Path) -> None:
-    done = run(race_test)
+def test_faults_are_reported(programs: Callable[..., Path]) -> None:
+    done = run(programs("faults"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_race_where_there_is_none(programs: Callable[..., Path]) -> None:
+    done = run(programs("instructions", races=True))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kind", ["shared", "global", "reuse", "wgmma"])
-def test_race_is_reported(race_test: Path, kind: str) -> None:
-    done = run(race_test, kind)
+def test_races_are_reported(programs: Callable[..., Path], kind: str) -> None:
+    done = run(programs("faults", races=True), kind)
     assert "WARNING: ThreadSanitizer: data race" in done.stderr
     assert done.returncode == 66
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs the CUDA compiler")
+def test_instructions_of_the_device(tmp_path: Path) -> None:
+    """The same on hardware: that the emulator does what it stands for."""
+    major, minor = torch.cuda.get_device_capability()
+    target = f"sm_{major}{minor}" + ("a" if major == 9 else "")
+    program = tmp_path / "instructions"
+    sources = [CASES / "instructions.cu", CSRC / "cuda" / "tensor_map.cu"]
+    command = ["nvcc", "-std=c++17", f"-arch={target}", f"-I{CSRC}", *map(str, sources)]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    done = run(program)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -22,6 +22,8 @@ FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-pthread"]
 FLAGS += ["-include", "initializer_list"]
 # What nvcc reads and g++ does not know: `#pragma unroll`; parameters aligned beyond 16 bytes.
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]
+# The stand-ins come first; <cuda_runtime.h> is one of them.
+INCLUDES = [f"-iquote{HERE}", f"-iquote{CSRC}", f"-I{HERE}"]
 # Of csrc/cuda, what the stand-ins replace.
 REPLACED = {"tensor_map.cu"}
 
@@ -56,7 +58,7 @@ def compile_all(files: list[Path], objects: Path, flags: list[str], jobs: int = 
         made = objects / f"{source.stem}-{own.hexdigest()[:16]}.o"
         if not made.exists():
             part = made.with_suffix(f".{os.getpid()}.part")
-            run([CXX, *flags, f"-I{HERE}", f"-I{CSRC}", "-x", "c++", "-c", str(source)], part)
+            run([CXX, *flags, *INCLUDES, "-x", "c++", "-c", str(source)], part)
             for old in objects.glob(f"{source.stem}-*.o"):
                 old.unlink(missing_ok=True)
             part.replace(made)

@@ -258,37 +258,44 @@ void run_cluster(Worker& w, uint64_t cluster_index) {
 }
 
 // Blocks are dealt out in turn, so that two neighbours run side by side, ordered by nothing.
-void work(Grid& grid, uint64_t rank, uint64_t workers) {
-  static std::mutex mutex;
-  static std::vector<std::unique_ptr<Worker>> idle;
-  std::unique_ptr<Worker> mine;
-  {
-    const std::lock_guard lock(mutex);
-    if (!idle.empty()) {
-      mine = std::move(idle.back());
-      idle.pop_back();
-    }
-  }
-  if (!mine) mine = std::make_unique<Worker>();
-  mine->grid = &grid;
-  mine->tracked = current_tracked();
-  worker = mine.get();
+void work(Worker& mine, Grid& grid, uint64_t rank, uint64_t workers) {
+  mine.grid = &grid;
+  mine.tracked = current_tracked();
+  worker = &mine;
   blockDim = grid.block;
   gridDim = grid.size;
-  reserve(*mine);
+  reserve(mine);
 
   const uint64_t blocks = uint64_t(grid.size.x) * grid.size.y * grid.size.z;
   const uint64_t clusters = blocks / grid.cluster;
   for (uint64_t i = rank; i < clusters && !grid.failed; i += workers) {
-    run_cluster(*mine, grid.seed % 2 ? clusters - 1 - i : i);
-    if (mine->error.empty()) continue;
+    run_cluster(mine, grid.seed % 2 ? clusters - 1 - i : i);
+    if (mine.error.empty()) continue;
     const std::lock_guard lock(grid.mutex);
-    if (!grid.failed.exchange(true)) grid.error = mine->error;
+    if (!grid.failed.exchange(true)) grid.error = mine.error;
   }
   worker = nullptr;
-  const std::lock_guard lock(mutex);
-  idle.push_back(std::move(mine));
 }
+
+// Workers that no launch uses, kept for their stacks.
+class Pool {
+ public:
+  std::unique_ptr<Worker> take() {
+    const std::lock_guard lock(mutex_);
+    if (idle_.empty()) return std::make_unique<Worker>();
+    auto worker = std::move(idle_.back());
+    idle_.pop_back();
+    return worker;
+  }
+  void give(std::unique_ptr<Worker> worker) {
+    const std::lock_guard lock(mutex_);
+    idle_.push_back(std::move(worker));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Worker>> idle_;
+};
 
 uint64_t setting(const char* variable, uint64_t otherwise) {
   const char* text = std::getenv(variable);
@@ -357,12 +364,16 @@ void run(dim3 size, dim3 block, size_t shared_bytes, unsigned cluster,
             .kernel = kernel,
             .seed = setting("FASTMMD_EMULATION_SEED", 0)};
   const uint64_t clusters = uint64_t(size.x) * size.y * size.z / cluster;
-  const uint64_t workers = std::min(setting("FASTMMD_EMULATION_THREADS", 2), clusters);
-  // All of them new: `__shared__` arrays are thread_local, and a launch finds none of another.
+  const uint64_t count = std::min(setting("FASTMMD_EMULATION_THREADS", 2), clusters);
+  static Pool pool;
+  std::vector<std::unique_ptr<Worker>> workers;
+  for (uint64_t i = 0; i < count; ++i) workers.push_back(pool.take());
+  // New threads: `__shared__` arrays are thread_local, and a launch finds none of another.
   std::vector<std::thread> threads;
-  for (uint64_t i = 0; i < workers; ++i)
-    threads.emplace_back([&grid, i, workers] { work(grid, i, workers); });
+  for (uint64_t i = 0; i < count; ++i)
+    threads.emplace_back([&, i] { work(*workers[i], grid, i, count); });
   for (std::thread& thread : threads) thread.join();
+  for (auto& worker : workers) pool.give(std::move(worker));
   if (grid.failed) throw Fault(grid.error);
 }
 

@@ -38,26 +38,6 @@ inline float from_half(uint16_t bits) { return ptx::half_value(bits); }
 
 inline float round_tf32(float x) { return __uint_as_float(ptx::as_tf32(x)); }
 
-template <class T>
-T to_float(const void* data, Dtype dtype, int64_t index) {
-  switch (dtype) {
-    case Dtype::float64: return static_cast<T>(static_cast<const double*>(data)[index]);
-    case Dtype::float16: return T(from_half(static_cast<const uint16_t*>(data)[index]));
-    case Dtype::bfloat16: return T(from_bf16(static_cast<const uint16_t*>(data)[index]));
-    default: return T(static_cast<const float*>(data)[index]);
-  }
-}
-
-template <class T>
-struct DeviceMath {
-  // Of floats below the normal numbers the hardware makes 0.
-  static T exp(T x) {
-    const T y = std::exp(x);
-    return sizeof(T) == 4 && y < T(1.17549435e-38) ? T(0) : y;
-  }
-  static T log1p(T x) { return std::log1p(x); }
-  static T sqrt(T x) { return std::sqrt(x); }
-  static T over_positive(T a, T b) { return b == 0 ? T(0) : a / b; }
-};
-
 }  // namespace fastmmd::cuda
+
+#include "cuda/numbers.cuh"
