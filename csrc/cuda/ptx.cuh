@@ -289,10 +289,11 @@ FASTMMD_PTX void tma_load_2d(void* shared, const TensorMap* map, uint64_t* bar, 
       "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y) : "memory");
 }
 
-// The same to this place in every block of the cluster whose bit is set, counted by its own `bar`.
+// The same to this place in every block of the cluster whose bit is set, counted by its own `bar`
+// (sm_90a).
 FASTMMD_PTX void tma_load_2d_multicast(void* shared, const TensorMap* map, uint64_t* bar, int x,
                                        int y, uint16_t blocks) {
-  FASTMMD_SM90(
+  FASTMMD_SM90A(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(shared)),
       "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "h"(blocks) : "memory");

@@ -35,6 +35,14 @@ std::vector<float> small_integers(size_t count, unsigned seed) {
   return values;
 }
 
+template <class To, class From>
+To bits_of(From value) {
+  To bits;
+  static_assert(sizeof bits == sizeof value);
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 // Memory of the device with these contents.
 template <class T>
 class Buffer {
@@ -105,7 +113,7 @@ void test_roundings() {
   const Buffer<uint32_t> of_y(8);
   launch(roundings, 1, 1, 0, nullptr, x.data(), of_y.data());
   const auto y = of_y.values();
-  const float hi = __uint_as_float(y[6]), lo = __uint_as_float(y[7]);
+  const float hi = bits_of<float>(y[6]), lo = bits_of<float>(y[7]);
   check(y[0] == (0x3F81u | 0x3C04u << 16) && y[1] == 0x3F80A000u && y[2] == y[1] &&
             y[3] == (0x3F81u | 0xC020u << 16) && y[4] == (0x3C04u | 0xC100u << 16) &&
             y[5] == (0xC0490000u ^ 0xC0490000u) && (y[6] & 0x1fff) == 0 && (y[7] & 0x1fff) == 0 &&
@@ -234,7 +242,7 @@ std::vector<char> encode(const std::vector<float>& values) {
   std::vector<char> bytes;
   for (const float value : values) {
     if constexpr (kind == Kind::tf32) {
-      const uint32_t bits = __float_as_uint(value) | 0x155;
+      const uint32_t bits = bits_of<uint32_t>(value) | 0x155;
       bytes.insert(bytes.end(), (const char*)&bits, (const char*)&bits + 4);
     } else {
       const uint16_t bits = kind == Kind::bf16 ? round_bf16(value) : round_half(value);
@@ -325,11 +333,13 @@ void test_pipeline() {
 constexpr int step_bytes = 128;  // of a row, one stage of the ring
 constexpr int stages = 2;
 
-constexpr int element_bytes(Kind kind) { return kind == Kind::tf32 ? 4 : 2; }
-constexpr int step(Kind kind) { return step_bytes / element_bytes(kind); }
+template <Kind kind>
+constexpr int element_bytes = kind == Kind::tf32 ? 4 : 2;
+template <Kind kind>
+constexpr int step = step_bytes / element_bytes<kind>;
 
 template <Kind kind, int N, bool mn_major_b, class A>
-void wgmma_step(float (&d)[N / 2], const A& a, uint64_t b) {
+__device__ __forceinline__ void wgmma_step(float (&d)[N / 2], const A& a, uint64_t b) {
   if constexpr (kind == Kind::tf32) ptx::wgmma_tf32<N>(d, a, b, true);
   if constexpr (kind == Kind::bf16) ptx::wgmma_bf16<N, mn_major_b>(d, a, b, true);
   if constexpr (kind == Kind::half) ptx::wgmma_half<N, mn_major_b>(d, a, b, true);
@@ -356,13 +366,13 @@ __global__ void __launch_bounds__(256, 1)
   if (pair) ptx::cluster_sync();
   __syncthreads();
   const int row = int(blockIdx.x) * 64, rank = pair ? int(ptx::cluster_rank()) : 0;
-  const int steps = k / step(kind), blocks = pair ? 2 : 1;
+  const int steps = k / step<kind>, blocks = pair ? 2 : 1;
 
   if (ptx::warpgroup_index() == 1) {
     ptx::setmaxnreg_dec<40>();
     if (ptx::warpgroup_thread() == 0) {
       for (int i = 0; i < steps; ++i) {
-        const int s = i % stages, x = i * step(kind);
+        const int s = i % stages, x = i * step<kind>;
         char* const to = shared + s * stage;
         ptx::mbarrier::wait(empty + s, (i / stages + 1) % 2);
         ptx::mbarrier::arrive_expect(full + s, stage);
@@ -391,7 +401,7 @@ __global__ void __launch_bounds__(256, 1)
       uint32_t fragments[4][4];
       for (int l = 0; l < 4; ++l)
         for (int r = 0; r < 4; ++r) {
-          const char* at = a + (row + t / 32 * 16 + g + r % 2 * 8) * k * element_bytes(kind) +
+          const char* at = a + (row + t / 32 * 16 + g + r % 2 * 8) * k * element_bytes<kind> +
                            (i * 4 + l) * 32 + r / 2 * 16 + q * 4;
           memcpy(&fragments[l][r], at, 4);
         }
@@ -418,12 +428,12 @@ __global__ void __launch_bounds__(256, 1)
 
 template <Kind kind, int N, bool from_registers, bool mn_major_b, bool pair>
 void test_wgmma(const char* name) {
-  const int k = 5 * step(kind), rows = 128, cut = mn_major_b ? 0 : 3;
+  const int k = 5 * step<kind>, rows = 128, cut = mn_major_b ? 0 : 3;
   const auto a = small_integers(size_t(rows * k), 7), b = small_integers(size_t(N * k), 8);
   const Buffer<char> of_a(encode<kind>(a)), of_b(encode<kind>(b));
   const Buffer<float> of_c(size_t(rows) * N);
   TensorMap map_a, map_b;
-  const int bytes = element_bytes(kind), b_rows = mn_major_b ? k : N - cut;
+  const int bytes = element_bytes<kind>, b_rows = mn_major_b ? k : N - cut;
   const int box_rows = mn_major_b ? 64 : pair ? N / 2 : N;
   const bool mapped = tensor_map_2d(&map_a, of_a.data(), bytes, rows, k, 64) == cudaSuccess &&
                       tensor_map_2d(&map_b, of_b.data(), bytes, b_rows, mn_major_b ? N : k,
