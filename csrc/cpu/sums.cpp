@@ -2,6 +2,7 @@
 #include "cpu/points.h"
 #include "cpu/schedule.h"
 #include "mmd.h"
+#include "random.h"
 
 namespace fastmmd::cpu {
 namespace {
@@ -92,32 +93,6 @@ class KernelSum {
   T* v_;        // [panels][rows of y, padded][width * lanes]
   T* partial_;  // [parts - 1][n, columns]
   Phase packing_, summing_, adding_;
-};
-
-// A stream of random numbers of its own for each vector: splitmix64, whose outputs pass the usual
-// batteries of tests (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-// OOPSLA 2014).
-class Random {
- public:
-  Random(uint64_t seed, uint64_t stream) : state_(mix(seed) ^ mix(~stream)) {}
-
-  uint64_t next() { return mix(state_ += golden); }
-
-  // In [0, bound), uniform but for 2^-64 bound.
-  uint64_t below(uint64_t bound) {
-    return uint64_t((static_cast<unsigned __int128>(next()) * bound) >> 64);
-  }
-
- private:
-  static constexpr uint64_t golden = 0x9e3779b97f4a7c15;
-
-  static uint64_t mix(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return z ^ (z >> 31);
-  }
-
-  uint64_t state_;
 };
 
 // v_b' K0 v_b for many vectors of two values each, kept as bits.
@@ -220,30 +195,30 @@ class SignForms {
         for (int64_t i = 0; i < args_.x.rows; ++i) words[i] |= bit;
         continue;
       }
-      Random random(args_.seed, uint64_t(b));
+      const Random random(args_.seed, uint64_t(b));
       if (args_.scheme == Scheme::permutation) permute(random, bit, words, rank);
       else flip(random, bit, words);
     }
   }
 
   // A random choice of n points, by drawing the smaller of the two parts.
-  void permute(Random& random, uint64_t bit, uint64_t* words, int rank) {
+  void permute(const Random& random, uint64_t bit, uint64_t* words, int rank) {
     const int64_t n = args_.x.rows, m = args_.y.rows;
     uint32_t* order = order_ + rank * rows();
     for (int64_t i = 0; i < rows(); ++i) order[i] = uint32_t(i);
     if (n > m)
       for (int64_t i = 0; i < rows(); ++i) words[row_of(i)] |= bit;
     for (int64_t i = 0; i < std::min(n, m); ++i) {
-      std::swap(order[i], order[i + int64_t(random.below(uint64_t(rows() - i)))]);
+      std::swap(order[i], order[i + int64_t(random.below(uint64_t(i), uint64_t(rows() - i)))]);
       words[row_of(order[i])] ^= bit;
     }
   }
 
-  void flip(Random& random, uint64_t bit, uint64_t* words) {
+  void flip(const Random& random, uint64_t bit, uint64_t* words) {
     const int64_t y = points_.layout.first_row(1);
     uint64_t bits = 0;
     for (int64_t i = 0; i < args_.x.rows; ++i, bits >>= 1) {
-      if (i % 64 == 0) bits = random.next();
+      if (i % 64 == 0) bits = random.number(uint64_t(i / 64));
       words[bits & 1 ? i : y + i] |= bit;
     }
   }
