@@ -31,7 +31,8 @@ class Device:
     def __init__(self, dry: bool) -> None:
         self.dry = dry
         self.torch = torch.device("cpu" if dry else "cuda")
-        self.l2_bytes = 1 << 16 if dry else int(self._properties().L2_cache_size)
+        # Of an H100, where torch does not tell.
+        self.l2_bytes = 1 << 16 if dry else getattr(self._properties(), "L2_cache_size", 50 << 20)
         # Written between calls, it leaves nothing of them in the cache.
         self._cold = torch.empty(2 * self.l2_bytes, dtype=torch.uint8, device=self.torch)
 

@@ -16,6 +16,11 @@ JOURNAL = "FASTMMD_GPU_JOURNAL"  # the variable of the environment that names it
 journal = Journal(Path(os.environ[JOURNAL]))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Known where pytest-xdist is installed; markers must be known.
+    config.addinivalue_line("markers", "xdist_group(name): tests for one worker")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ended = journal.ended()
     done = [item for item in items if item.nodeid in ended]

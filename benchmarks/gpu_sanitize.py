@@ -28,6 +28,11 @@ def calls() -> Iterator[tuple[fm.Kernel, dict[str, Any]]]:
         yield fm.Gaussian("mean"), {"estimator": estimator}
 
 
+def begin(name: str) -> None:
+    """Say what comes, should it be the last."""
+    print(name, flush=True)
+
+
 def main() -> None:
     """Make the calls; that they end is all that is asked here."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_sanitize", description=__doc__)
@@ -38,6 +43,7 @@ def main() -> None:
     for n, m, d in [(9, 7, 5)] if dry else SIZES:
         z = torch.randn(n + m, d, generator=generator).to(device)
         for dtype, level in LEVELS:
+            begin(f"{n}, {m}, {d}: {dtype}, {level}")
             x, y = (t.to(dtype).requires_grad_() for t in z.split([n, m]))
             with precision(level):
                 fm.mmd2(x, y, fm.Gaussian("mean")).backward()
@@ -45,14 +51,16 @@ def main() -> None:
                     fm.mmd2(x, y, fm.Gaussian("mean"))
         x, y = (t.clone().requires_grad_() for t in z.split([n, m]))
         for kernel, options in calls():
+            begin(f"{n}, {m}, {d}: {kernel}, {options}")
             fm.mmd2(x, y, kernel, **options).backward()
+        begin(f"{n}, {m}, {d}: weights, kernel sums, a test")
         weights = torch.rand(n, generator=generator).to(device).requires_grad_()
         fm.mmd2(x, y, x_weights=weights).backward()
         fm.kernel_sum(x, y, torch.ones(m, device=device)).sum().backward()
         fm.two_sample_test(x.detach(), y.detach(), num_permutations=39)
     if not dry:
         torch.cuda.synchronize()
-    print("all calls were made")
+    begin("all calls were made")
 
 
 if __name__ == "__main__":

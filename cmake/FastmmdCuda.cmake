@@ -84,16 +84,22 @@ endif()
 list(TRANSFORM _archs REPLACE "^90$" "90a")
 list(REMOVE_DUPLICATES _archs)
 
-set(_gencode "")
-foreach(arch IN LISTS _archs)
-  list(APPEND _gencode "-gencode=arch=compute_${arch},code=sm_${arch}")
-endforeach()
+# The options that name architectures to nvcc.
+function(fastmmd_gencode out archs ptx)
+  set(options "")
+  foreach(arch IN LISTS archs)
+    list(APPEND options "-gencode=arch=compute_${arch},code=sm_${arch}")
+  endforeach()
+  if(ptx)
+    list(APPEND options "-gencode=arch=compute_${ptx},code=compute_${ptx}")
+  endif()
+  set(${out} "${options}" PARENT_SCOPE)
+endfunction()
+
+string(REPLACE ";" " " FASTMMD_CUDA_ARCH_LIST "${_archs}")
 if(_ptx)
-  list(APPEND _gencode "-gencode=arch=compute_${_ptx},code=compute_${_ptx}")
-  set(_ptx "${_ptx}-ptx")
+  string(APPEND FASTMMD_CUDA_ARCH_LIST " ${_ptx}-ptx")
 endif()
-string(REPLACE ";" " " FASTMMD_CUDA_ARCH_LIST "${_archs};${_ptx}")
-string(STRIP "${FASTMMD_CUDA_ARCH_LIST}" FASTMMD_CUDA_ARCH_LIST)
 
 # A file is compiled for one architecture after another, unless nvcc is given threads. Together
 # they stay within the number of compilers asked for, if one is.
@@ -110,7 +116,26 @@ else()
   set(_nvcc_threads 1)
 endif()
 
+# A file of kernels for tensor cores is compiled for those that have them; where none has, for all,
+# so that the module is whole.
 file(GLOB FASTMMD_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
+foreach(source IN LISTS FASTMMD_CUDA_SOURCES)
+  set(_able "${_archs}")
+  set(_able_ptx "${_ptx}")
+  get_filename_component(_name "${source}" NAME_WE)
+  if(_name MATCHES "wgmma")
+    list(FILTER _able INCLUDE REGEX "^90a$")
+    set(_able_ptx "")
+  elseif(_name MATCHES "mma|fused")
+    list(FILTER _able EXCLUDE REGEX "^75$")
+  endif()
+  if(NOT _able)
+    set(_able "${_archs}")
+    set(_able_ptx "${_ptx}")
+  endif()
+  fastmmd_gencode(_gencode "${_able}" "${_able_ptx}")
+  set_property(SOURCE "${source}" APPEND PROPERTY COMPILE_OPTIONS ${_gencode})
+endforeach()
 pybind11_add_module(_cuda MODULE csrc/cuda/binding.cpp ${FASTMMD_CUDA_SOURCES})
 target_link_libraries(_cuda PRIVATE fastmmd_flags)
 target_compile_definitions(_cuda PRIVATE FASTMMD_CUDA_ARCHS="${FASTMMD_CUDA_ARCH_LIST}")
@@ -118,9 +143,8 @@ target_compile_definitions(_cuda PRIVATE FASTMMD_CUDA_ARCHS="${FASTMMD_CUDA_ARCH
 # Constant expressions of plain headers count as code of both sides.
 target_compile_options(
   _cuda
-  PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${_gencode} --threads=${_nvcc_threads}
-          --expt-relaxed-constexpr -Xfatbin=-compress-all
-          $<$<BOOL:${FASTMMD_CUDA_VERBOSE}>:-Xptxas=-v>>)
+  PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=${_nvcc_threads} --expt-relaxed-constexpr
+          -Xfatbin=-compress-all $<$<BOOL:${FASTMMD_CUDA_VERBOSE}>:-Xptxas=-v>>)
 # The runtime is linked in, so the module imports on a machine that has no driver.
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17
                                        CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)

@@ -35,6 +35,7 @@ class Kernel:
 
     target: str  # "75", "90a", ...
     symbol: str
+    source: str = ""  # the file that its code was made for: "tiles_simt"
     registers: int = 0
     shared: int = 0  # static, bytes
     stack: int = 0  # bytes of local memory
@@ -100,12 +101,14 @@ def build(folder: Path) -> Build:
 
 
 def read_ptxas(log: str) -> Iterator[Kernel]:
-    """The kernels in the output of ``ptxas -v``."""
-    kernel = None
+    """The kernels in the output of ``ptxas -v``, below what ninja says of each file."""
+    kernel, source = None, ""
     for line in log.splitlines():
-        if entry := re.search(r"Compiling entry function '(\w+)' for 'sm_(\w+)'", line):
+        if built := re.search(r"Building CUDA object .*?(\w+)\.cu\.o", line):
+            source = built[1]
+        elif entry := re.search(r"Compiling entry function '(\w+)' for 'sm_(\w+)'", line):
             assert kernel is None, f"nothing was said of {kernel}"
-            kernel = Kernel(entry[2], entry[1])
+            kernel = Kernel(entry[2], entry[1], source)
         elif properties := re.search(r"Function properties for (\w+)", line):
             within = kernel is not None and properties[1] == kernel.symbol
         elif frame := re.search(r"(\d+) bytes stack frame, (\d+) .*stores, (\d+)", line):
