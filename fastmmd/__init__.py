@@ -43,6 +43,7 @@ from fastmmd.losses import (
 )
 from fastmmd.parameters import Learnable, RunningBandwidth
 from fastmmd.power import mmd2_variance, power_criterion
+from fastmmd.sliced import SlicedMMDLoss, sliced_mmd2
 
 if TYPE_CHECKING:
     from fastmmd import compat, stats
@@ -68,6 +69,7 @@ __all__ = [
     "RationalQuadratic",
     "RunningBandwidth",
     "Scaled",
+    "SlicedMMDLoss",
     "Sum",
     "class_conditional_mmd2",
     "compat",
@@ -80,6 +82,7 @@ __all__ = [
     "mmd2",
     "mmd2_variance",
     "power_criterion",
+    "sliced_mmd2",
     "stats",
     "two_sample_test",
     "witness",

@@ -107,6 +107,27 @@ def sign_forms(
 def sign_forms_workspace(
     n: int, m: int, widths: Sequence[int], count: int, dtype: int, threads: int
 ) -> int: ...
+def lines(
+    s: int,  # [lines, n], contiguous, float64 if wide, else float32
+    t: int,  # [lines, m]
+    lines: int,
+    n: int,
+    m: int,
+    wide: bool,
+    s_weights: int,  # float64 [n], with sum one; 0: uniform
+    t_weights: int,
+    q_x: float,
+    q_y: float,
+    value: int,  # out, float64 [lines]
+    within: int,  # out, float64 [lines, 2]
+    v_s: int,  # out, [lines, n], of the type of s; 0: not wanted
+    v_t: int,
+    v_s_weights: int,  # out, float64 [lines, n]
+    v_t_weights: int,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def lines_workspace(lines: int, n: int, m: int, wide: bool, threads: int) -> int: ...
 def instruction_set() -> str:
     """The one in use: "avx512", "avx2" or "baseline". ``FASTMMD_ISA`` names another at load."""
 

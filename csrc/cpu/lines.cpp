@@ -94,35 +94,6 @@ class Lines {
     return items;
   }
 
-  double weight(uint32_t index) const {
-    if (index < args_.n) return args_.s_weights ? args_.s_weights[index] : 1 / double(args_.n);
-    return args_.t_weights ? args_.t_weights[index - args_.n] : 1 / double(args_.m);
-  }
-
-  // Masses of the two samples, of points counted where they weigh the same: no sum to round.
-  struct Masses {
-    double of[2];
-    int64_t count[2];
-  };
-  void add(Masses& masses, uint32_t index) const {
-    const bool y = index >= args_.n;
-    ++masses.count[y];
-    if (y ? args_.t_weights : args_.s_weights) masses.of[y] += weight(index);
-    else masses.of[y] = double(masses.count[y]) / double(y ? args_.m : args_.n);
-  }
-
-  T* v_of(int64_t line, uint32_t index) const {
-    if (index < args_.n)
-      return args_.v_s ? static_cast<T*>(args_.v_s) + line * args_.n + index : nullptr;
-    return args_.v_t ? static_cast<T*>(args_.v_t) + line * args_.m + (index - args_.n) : nullptr;
-  }
-
-  double* v_weight_of(int64_t line, uint32_t index) const {
-    if (index < args_.n)
-      return args_.v_s_weights ? args_.v_s_weights + line * args_.n + index : nullptr;
-    return args_.v_t_weights ? args_.v_t_weights + line * args_.m + (index - args_.n) : nullptr;
-  }
-
   void sum(int64_t line, int rank) {
     char* base = static_cast<char*>(args_.workspace);
     base += size_t(-reinterpret_cast<uintptr_t>(base)) % 64 + size_t(rank) * room();
@@ -130,51 +101,101 @@ class Lines {
     const T* s = static_cast<const T*>(args_.s) + line * args_.n;
     const T* t = static_cast<const T*>(args_.t) + line * args_.m;
     bool sound = true;
-    for (int64_t i = 0; i < count_; ++i) {
-      const T value = i < args_.n ? s[i] : t[i - args_.n];
-      sound &= value == value;
-      first[i] = {key(value), uint32_t(i)};
+    for (int64_t i = 0; i < args_.n; ++i) {
+      sound &= s[i] == s[i];
+      first[i] = {key(s[i]), uint32_t(i)};
+    }
+    for (int64_t i = 0; i < args_.m; ++i) {
+      sound &= t[i] == t[i];
+      first[args_.n + i] = {key(t[i]), uint32_t(args_.n + i)};
     }
     if (!sound) return spoil(line);
     const Item* items =
         sort(first, first + count_, reinterpret_cast<uint32_t*>(first + 2 * count_));
+    if (args_.s_weights || args_.t_weights) walk<true>(line, items);
+    else walk<false>(line, items);
+  }
 
-    Masses total{};
-    double moment[2] = {};  // sum of weight times distance to the least number
-    const bool weigh = args_.v_s_weights || args_.v_t_weights;
-    const double least = double(number(items[0].key));
-    for (int64_t i = 0; i < count_; ++i) {
-      add(total, items[i].index);
-      if (weigh)
-        moment[items[i].index >= args_.n] +=
-            weight(items[i].index) * (double(number(items[i].key)) - least);
+  // Where the results of a pooled point go: one of two arrays, chosen without a jump, which half
+  // of the points would take by surprise.
+  template <class U>
+  struct Targets {
+    U* of[2];
+    uint32_t n;
+    explicit operator bool() const { return of[0] || of[1]; }
+    void set(uint32_t index, bool y, U value) const {
+      if (of[y]) of[y][index - (y ? n : 0)] = value;
     }
-    double value = 0, within[2] = {};
-    Masses before{};
-    for (int64_t i = 0, end; i < count_; i = end) {
-      Masses after = before;
-      for (end = i; end < count_ && items[end].key == items[i].key; ++end)
-        add(after, items[end].index);
-      // Of the points on either side: what lies below, less what lies above.
-      const double side[2] = {before.of[0] + after.of[0] - total.of[0],
-                              before.of[1] + after.of[1] - total.of[1]};
-      for (int64_t k = i; k < end; ++k) {
-        const uint32_t index = items[k].index;
-        const bool y = index >= args_.n;
-        if (T* v = v_of(line, index)) *v = T(2 * weight(index) * (side[!y] - args_.q[y] * side[y]));
-        if (double* v = v_weight_of(line, index)) *v = 2 * (moment[!y] - args_.q[y] * moment[y]);
+  };
+  template <class U>
+  Targets<U> targets(void* s, void* t, int64_t line) const {
+    return {{s ? static_cast<U*>(s) + line * args_.n : nullptr,
+             t ? static_cast<U*>(t) + line * args_.m : nullptr},
+            uint32_t(args_.n)};
+  }
+
+  template <bool weighted>
+  void walk(int64_t line, const Item* items) const {
+    const uint32_t n = uint32_t(args_.n);
+    const double even[2] = {1 / double(args_.n), 1 / double(args_.m)};
+    const double* const weights[2] = {args_.s_weights, args_.t_weights};
+    auto weight = [&](uint32_t index, bool y) {
+      if (weighted && weights[y]) return weights[y][y ? index - n : index];
+      return even[y];
+    };
+    const Targets<T> v = targets<T>(args_.v_s, args_.v_t, line);
+    const Targets<double> v_weight = targets<double>(args_.v_s_weights, args_.v_t_weights, line);
+    const double q[2] = {args_.q[0], args_.q[1]};
+    const double least = double(number(items[0].key));
+    // The sums of weights, and of weights times distances to the number at hand.
+    double total[2] = {1, 1}, moment[2] = {};
+    if (weighted || v_weight) {
+      total[0] = total[1] = 0;
+      for (int64_t i = 0; i < count_; ++i) {
+        const bool y = items[i].index >= n;
+        const double w = weight(items[i].index, y);
+        total[y] += w;
+        moment[y] += w * (double(number(items[i].key)) - least);
       }
-      before = after;
+    }
+    double value = 0, within[2] = {}, below[2] = {}, here = least;
+    int64_t counted[2] = {};
+    for (int64_t i = 0, end; i < count_; i = end) {
+      double upto[2] = {below[0], below[1]};
+      end = i;
+      do {
+        const bool y = items[end].index >= n;
+        if (weighted) {
+          upto[y] += weight(items[end].index, y);
+        } else {  // counted: no sum to round
+          counted[0] += !y;
+          counted[1] += y;
+        }
+      } while (++end < count_ && items[end].key == items[i].key);
+      if (!weighted)
+        for (int y = 0; y < 2; ++y) upto[y] = double(counted[y]) * even[y];
+      if (v || v_weight) {
+        // What lies below a number, less what lies above.
+        const double side[2] = {below[0] + upto[0] - total[0], below[1] + upto[1] - total[1]};
+        const double slope[2] = {2 * (side[1] - q[0] * side[0]), 2 * (side[0] - q[1] * side[1])};
+        for (int64_t k = i; k < end; ++k) {
+          const uint32_t index = items[k].index;
+          const bool y = index >= n;
+          v.set(index, y, T(weight(index, y) * slope[y]));
+          if (v_weight) v_weight.set(index, y, 2 * (moment[!y] - q[y] * moment[y]));
+        }
+      }
       if (end == count_) break;
-      const double gap = double(number(items[end].key)) - double(number(items[i].key));
-      const double F = before.of[0], G = before.of[1];
-      const double spread[2] = {F * (total.of[0] - F), G * (total.of[1] - G)};
-      value += 2 * gap *
-               ((F - G) * (F - G) + (1 - args_.q[0]) * spread[0] + (1 - args_.q[1]) * spread[1]);
+      const double next = double(number(items[end].key)), gap = next - here;
+      const double F = upto[0], G = upto[1];
+      const double spread[2] = {F * (total[0] - F), G * (total[1] - G)};
+      value += 2 * gap * ((F - G) * (F - G) + (1 - q[0]) * spread[0] + (1 - q[1]) * spread[1]);
       for (int y = 0; y < 2; ++y) {
         within[y] += 2 * gap * spread[y];
-        moment[y] += gap * (2 * before.of[y] - total.of[y]);
+        moment[y] += gap * (2 * upto[y] - total[y]);
+        below[y] = upto[y];
       }
+      here = next;
     }
     args_.value[line] = value;
     std::copy_n(within, 2, args_.within + 2 * line);
@@ -184,9 +205,11 @@ class Lines {
   void spoil(int64_t line) const {
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     args_.value[line] = args_.within[2 * line] = args_.within[2 * line + 1] = nan;
+    const Targets<T> v = targets<T>(args_.v_s, args_.v_t, line);
+    const Targets<double> v_weight = targets<double>(args_.v_s_weights, args_.v_t_weights, line);
     for (int64_t i = 0; i < count_; ++i) {
-      if (T* v = v_of(line, uint32_t(i))) *v = T(nan);
-      if (double* v = v_weight_of(line, uint32_t(i))) *v = nan;
+      v.set(uint32_t(i), i >= args_.n, T(nan));
+      v_weight.set(uint32_t(i), i >= args_.n, nan);
     }
   }
 

@@ -1,8 +1,8 @@
 """The operators behind the public functions, and the only place that knows the native module.
 
 Arguments have been checked by the time they come here. ``_core`` talks to the native module,
-``_mmd2`` holds the MMD and its derivatives, ``_sums`` products of kernel matrices and matrices, and
-``_statistics`` what has no derivative. All call the native core without the dispatcher where
+``_mmd2`` holds the MMD and its derivatives, ``_sums`` products of kernel matrices and matrices,
+``_lines`` what is made by sorting, and ``_statistics`` what has no derivative. All call the native core without the dispatcher where
 nothing needs the dispatcher, as a small batch costs less than the way through it; both roads end in
 the same native calls, so they give the same bits.
 """
@@ -10,6 +10,7 @@ the same native calls, so they give the same bits.
 from __future__ import annotations
 
 from fastmmd.ops._core import native
+from fastmmd.ops._lines import line_energy
 from fastmmd.ops._mmd2 import mmd2
 from fastmmd.ops._statistics import PERMUTATION, WILD, SignForms, resolve, sign_forms
 from fastmmd.ops._sums import kernel_sum
@@ -19,6 +20,7 @@ __all__ = [
     "WILD",
     "SignForms",
     "kernel_sum",
+    "line_energy",
     "mmd2",
     "native",
     "resolve",
