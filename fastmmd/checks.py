@@ -32,14 +32,33 @@ _PAIRING = (LINEAR, BLOCK, INCOMPLETE)  # the first min(n, m) points of each sam
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether these are ordinary CPU tensors and no one traces, transforms or intercepts operators.
 
-    Then, and only then, values may be looked at and addresses passed on.
+    Then, and only then, values may be looked at.
     """
     if torch.compiler.is_compiling():
         return False
     for t in tensors:
         if t is not None and (type(t) not in _PLAIN_TYPES or not t.is_cpu or t.is_neg()):
             return False
-    return not (
+    return not _are_watched(tensors)
+
+
+def is_direct(x: Tensor, *others: Tensor | None) -> bool:
+    """The same of tensors on the CPU or on one GPU: their addresses may be passed on."""
+    if torch.compiler.is_compiling():
+        return False
+    if x.is_cpu:
+        return is_plain(x, *others)
+    if not x.is_cuda:
+        return False
+    tensors, device = (x, *others), x.device
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN_TYPES or t.device != device or t.is_neg()):
+            return False
+    return not _are_watched(tensors)
+
+
+def _are_watched(tensors: tuple[Tensor | None, ...]) -> bool:
+    return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()

@@ -14,16 +14,7 @@ from fastmmd import ops
 from fastmmd.checks import BIASED, CROSS, check_points, check_weights, is_plain
 from fastmmd.joint import product_terms
 from fastmmd.kernels import Kernel, as_kernel
-from fastmmd.terms import FIXED, LINEAR, Terms
-
-_CLASSES = Terms(
-    (LINEAR,),
-    torch.ones(1, dtype=torch.float64, device="cpu"),
-    torch.ones(1, dtype=torch.float64, device="cpu"),
-    (0.0, 0.0),
-    (FIXED,),
-    (0,),
-)
+from fastmmd.terms import FIXED, LINEAR, Terms, numbers
 
 
 def local_mmd2(
@@ -323,7 +314,9 @@ def _sum(
     constant: bool,
 ) -> Tensor:
     """The estimator with ``k(x, y) <v, w>`` as its kernel, with or without gradients to v and w."""
-    terms = product_terms([as_kernel(kernel).terms_for(x, y), _CLASSES])
+    one = numbers([1.0], x.device)
+    classes = Terms((LINEAR,), one, one, (0.0, 0.0), (FIXED,), (0,))
+    terms = product_terms([as_kernel(kernel).terms_for(x, y), classes])
     widths = (x.shape[-1], v.shape[-1])
     x, y = torch.cat([x.to(v.dtype), v], -1), torch.cat([y.to(w.dtype), w], -1)
     return ops.mmd2(x, y, None, None, terms, estimator, 0, widths, int(constant))

@@ -12,7 +12,7 @@ from fastmmd import ops
 from fastmmd.checks import check_estimator, check_points
 from fastmmd.functional import check_sample_weights, estimator_size
 from fastmmd.kernels import Kernel, as_kernel
-from fastmmd.terms import Terms
+from fastmmd.terms import Terms, joined
 
 
 def joint_mmd2(
@@ -99,12 +99,10 @@ def joint_mmd2(
 
 def product_terms(parts: Sequence[Terms]) -> Terms:
     """The product of kernels, each of which looks at features of its own."""
-    # Numbers lie on the CPU; where one kernel has its own elsewhere, all go there.
-    device = next((p.scales.device for p in parts if not p.scales.is_cpu), parts[0].scales.device)
     return Terms(
         sum((p.families for p in parts), ()),
-        torch.cat([p.scales.to(device) for p in parts]),
-        torch.cat([p.coefficients.to(device) for p in parts]),
+        joined([p.scales for p in parts]),
+        joined([p.coefficients for p in parts]),
         sum((p.shapes for p in parts), ()),
         sum((p.units for p in parts), ()),
         sum(((factor,) * len(p.families) for factor, p in enumerate(parts)), ()),

@@ -52,6 +52,9 @@ from fastmmd.terms import (
     UNITS,
     WIDTH,
     Terms,
+    joined,
+    numbers,
+    on_device,
 )
 
 __all__ = [
@@ -82,33 +85,45 @@ class Kernel(nn.Module):
     # Terms that hold no parameter are worked out once: a small batch costs less than working them
     # out again.
     _constant_terms: Terms | None = None
+    _constant_numbers: tuple[tuple[float, ...], tuple[float, ...]]  # their scales and coefficients
 
-    def terms(self) -> Terms:
+    def terms(self, device: torch.device | None = None) -> Terms:
         """Spell the kernel out.
+
+        Args:
+            device: where the points are that the kernel is for; by default numbers stay on the
+                CPU, or go to where the kernel's tensors are.
 
         Returns:
             The terms; ``scales`` and ``coefficients`` carry the graph of tensor bandwidths and
             weights.
 
         Raises:
-            ValueError: a tensor bandwidth or weight has come to hold a value out of range. Values
-                are looked at on the CPU in eager mode only.
+            ValueError: a tensor bandwidth or weight has come to hold a value out of range, or is on
+                another device than the points. Values are looked at on the CPU in eager mode only.
         """
-        return self._make_terms() if self._constant_terms is None else self._constant_terms
+        constant = self._constant_terms
+        if constant is None:
+            return self._make_terms(device)
+        if device is None or device.type == "cpu":
+            return constant
+        scales, coefficients = self._constant_numbers
+        return constant._replace(
+            scales=numbers(scales, device), coefficients=numbers(coefficients, device)
+        )
 
     def terms_for(self, x: Tensor, y: Tensor) -> Terms:
         """Spell the kernel out for two samples, [n, d] and [m, d], or batches [B, n, d], [B, m, d].
 
         A :class:`RunningBandwidth` in training mode takes them in first.
         """
-        if self._constant_terms is not None:
-            return self._constant_terms
-        for module in self.modules():  # each once, should kernels share one
-            if isinstance(module, RunningBandwidth):
-                module.update(x, y)
-        return self.terms()
+        if self._constant_terms is None:
+            for module in self.modules():  # each once, should kernels share one
+                if isinstance(module, RunningBandwidth):
+                    module.update(x, y)
+        return self.terms(x.device)
 
-    def _make_terms(self) -> Terms:
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
         raise NotImplementedError(
             "a Kernel is written down as Gaussian, Laplacian, ..., their sums and multiples"
         )
@@ -116,7 +131,12 @@ class Kernel(nn.Module):
     def _settle(self, *arguments: Any) -> None:
         """Work the terms out for good, where all of the arguments are fixed."""
         if all(map(is_number, arguments)):
-            self._constant_terms = self._make_terms()
+            self._keep(self._make_terms())
+
+    def _keep(self, terms: Terms) -> None:
+        """These are the terms for good."""
+        self._constant_terms = terms
+        self._constant_numbers = tuple(terms.scales.tolist()), tuple(terms.coefficients.tolist())
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED and name in self.__dict__:
@@ -191,8 +211,9 @@ class Gaussian(Kernel):
         store(self, "weights", checked_weights(weights, size))
         self._settle(self.bandwidth, self.weights)
 
-    def _make_terms(self) -> Terms:
-        return _bank(GAUSSIAN, self.bandwidth, [0.5 / m for m in self.multipliers], self.weights)
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
+        inverse = [0.5 / m for m in self.multipliers]
+        return _bank(GAUSSIAN, self.bandwidth, inverse, self.weights, device=device)
 
     def __repr__(self) -> str:
         parts = [f"bandwidth={show(self.bandwidth)}", f"multipliers={self.multipliers}"]
@@ -214,8 +235,9 @@ class _Radial(Kernel):
         store(self, "weights", checked_weights(weights, bank_size(bandwidth)))
         self._settle(self.bandwidth, self.weights)
 
-    def _make_terms(self) -> Terms:
-        return _bank(self._family, self.bandwidth, [self._inverse], self.weights, self._shape)
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
+        inverse = [self._inverse]
+        return _bank(self._family, self.bandwidth, inverse, self.weights, self._shape, device)
 
     def _shown(self) -> list[str]:
         """What ``repr`` shows before the bandwidth."""
@@ -375,7 +397,7 @@ class Energy(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._constant_terms = _one_term(ENERGY)
+        self._keep(_one_term(ENERGY))
 
 
 class Polynomial(Kernel):
@@ -414,12 +436,13 @@ class Polynomial(Kernel):
         self.coef0 = checked_coef0(coef0)
         self._settle(self.gamma)
 
-    def _make_terms(self) -> Terms:
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
         gamma = value_of(self.gamma)
         if isinstance(gamma, Tensor):
+            _check_device("gamma", gamma, device)
             scales = checked_positive("gamma", gamma).double().reshape(1)
         else:
-            scales = _doubles([1.0 if gamma is None else gamma])
+            scales = numbers([1.0 if gamma is None else gamma], device)
         unit = WIDTH if gamma is None else FIXED
         shape = (float(self.degree), self.coef0)
         return Terms((POLYNOMIAL,), scales, torch.ones_like(scales), shape, (unit,), (0,))
@@ -445,7 +468,7 @@ class Linear(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._constant_terms = _one_term(LINEAR)
+        self._keep(_one_term(LINEAR))
 
 
 class Cosine(Kernel):
@@ -463,7 +486,7 @@ class Cosine(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._constant_terms = _one_term(COSINE)
+        self._keep(_one_term(COSINE))
 
 
 class Sum(Kernel):
@@ -491,18 +514,18 @@ class Sum(Kernel):
         ]
         self.kernels = nn.ModuleList(flat)
         if all(k._constant_terms is not None for k in flat):
-            self._constant_terms = self._make_terms()
+            self._keep(self._make_terms())
 
     def summands(self) -> list[Kernel]:
         """The kernels that are added, none of them a sum."""
         return [cast(Kernel, kernel) for kernel in self.kernels]
 
-    def _make_terms(self) -> Terms:
-        parts = [kernel.terms() for kernel in self.summands()]
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
+        parts = [kernel.terms(device) for kernel in self.summands()]
         return Terms(
             sum((p.families for p in parts), ()),
-            torch.cat([p.scales for p in parts]),
-            torch.cat([p.coefficients for p in parts]),
+            joined([p.scales for p in parts]),
+            joined([p.coefficients for p in parts]),
             sum((p.shapes for p in parts), ()),
             sum((p.units for p in parts), ()),
             sum((p.factors for p in parts), ()),
@@ -536,12 +559,17 @@ class Scaled(Kernel):
         if kernel._constant_terms is not None:
             self._settle(factor)
 
-    def _make_terms(self) -> Terms:
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
         factor = value_of(self.factor)
+        terms = self.kernel.terms(device)
+        coefficients = terms.coefficients
         if isinstance(factor, Tensor):
+            _check_device("factor", factor, device)
             factor = checked_positive("factor", factor).double()
-        terms = self.kernel.terms()
-        return terms._replace(coefficients=terms.coefficients * factor)
+            coefficients = on_device(coefficients, factor.device)
+        return terms._replace(
+            scales=on_device(terms.scales, coefficients.device), coefficients=coefficients * factor
+        )
 
     def __repr__(self) -> str:
         inner = f"({self.kernel!r})" if isinstance(self.kernel, Sum) else repr(self.kernel)
@@ -554,15 +582,17 @@ def _bank(
     inverse: list[float],
     weights: Weights,
     shape: tuple[float, float] = (0.0, 0.0),
+    device: torch.device | None = None,
 ) -> Terms:
     """The terms ``w phi(inverse_k * D / s^2)``, those of the first bandwidth first."""
     unit = FIXED
     s, weights = value_of(bandwidth), value_of(weights)
     if isinstance(s, Tensor):
-        factors = torch.tensor(inverse, dtype=torch.float64, device=s.device)
+        _check_device("bandwidth", s, device)
+        factors = numbers(inverse, s.device)
         if isinstance(bandwidth, RunningBandwidth):  # s is 2 s^2, 0 if all points were equal
             s = s.double()
-            scales = torch.where(s == 0, 0.0, 2 * factors / s)
+            scales = (2 * factors / s).masked_fill(s == 0, 0.0)
         else:
             s = checked_positive("bandwidth", s).double().reshape(-1, 1)
             scales = (factors / (s * s)).reshape(-1)
@@ -574,22 +604,28 @@ def _bank(
             values = [i / s / s for i in inverse]
             if not all(0 < v < math.inf for v in values):
                 raise ValueError(f"bandwidth must be positive and its square in range, got {s!r}")
-        scales, size = _doubles(values), len(values)
+        scales, size = numbers(values, device), len(values)
     if isinstance(weights, Tensor):
+        _check_device("weights", weights, device)
+        scales = on_device(scales, weights.device)
         coefficients = checked_nonnegative(weights).double().contiguous()
     elif weights is None:
         coefficients = torch.ones_like(scales)
     else:
-        coefficients = torch.tensor(weights, dtype=torch.float64, device=scales.device)
+        coefficients = numbers(cast(Sequence[float], weights), scales.device)
     return Terms((family,) * size, scales, coefficients, shape * size, (unit,) * size, (0,) * size)
 
 
 def _one_term(family: int) -> Terms:
-    return Terms((family,), _doubles([1.0]), _doubles([1.0]), (0.0, 0.0), (FIXED,), (0,))
+    return Terms((family,), numbers([1.0]), numbers([1.0]), (0.0, 0.0), (FIXED,), (0,))
 
 
-def _doubles(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
+def _check_device(name: str, tensor: Tensor, device: torch.device | None) -> None:
+    if device is not None and tensor.device != device:
+        raise ValueError(
+            f"{name} must be on the device of the points, {device}, got {tensor.device}: move the"
+            " kernel there with its method to()"
+        )
 
 
 _DEFAULT = Gaussian("mean")  # it has no state, so one serves all

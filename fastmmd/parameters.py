@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmmd.checks import are_weights, is_plain
-from fastmmd.terms import GAUSSIAN, UNITS, Terms
+from fastmmd.terms import GAUSSIAN, UNITS, Terms, numbers
 
 
 class Learnable(nn.Module):
@@ -121,11 +121,11 @@ class RunningBandwidth(nn.Module):
             return
         from fastmmd import ops  # not at the top: the operators are made of kernels
 
-        one = torch.ones(1, dtype=torch.float64, device="cpu")
+        one = numbers([1.0], x.device)
         terms = Terms((GAUSSIAN,), one, one, (0.0, 0.0), (UNITS[self.heuristic],), (0,))
         inverse = ops.resolve(x, y, terms)
         # The inverse of a unit of 0 is given as 0.
-        new = torch.where(inverse == 0, 0.0, 1 / inverse).mean().to(self.value)
+        new = (1 / inverse).masked_fill(inverse == 0, 0.0).mean().to(self.value)
         sound, count = new.isfinite(), self.num_batches_tracked
         momentum = 1 / (count + 1) if self.momentum is None else self.momentum
         moved = torch.where(count == 0, new, self.value + momentum * (new - self.value))

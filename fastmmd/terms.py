@@ -7,8 +7,12 @@ product or cosine), and ``unit`` is 1 or a statistic of the data.
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # The families, by the numbers that the native core knows them by. Matern 1/2 is the Laplacian.
@@ -39,3 +43,59 @@ class Terms(NamedTuple):
     shapes: tuple[float, ...]  # [2 T]: the two shape parameters of each term, 0 where unused
     units: tuple[int, ...]  # a unit of 0 makes the scale 0
     factors: tuple[int, ...]  # that the term is a summand of, from 0 and never falling
+
+
+def numbers(values: Sequence[float], device: torch.device | None = None) -> Tensor:
+    """Numbers as float64 on a device, the CPU by default; not to be written to.
+
+    On a GPU they are made once, and kept. Nothing is copied there from memory of the host, which
+    would wait for the device, and spoil the capture of a CUDA graph.
+    """
+    values = tuple(values)
+    if device is None or device.type == "cpu":
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
+    if torch.compiler.is_compiling():
+        return _filled(values, device)
+    return _numbers(values, device)
+
+
+def on_device(t: Tensor, device: torch.device) -> Tensor:
+    """A list of numbers on a device; constants from the CPU are kept there."""
+    if t.device == device:
+        return t
+    if t.requires_grad or not t.is_cpu or type(t) is not Tensor or torch.compiler.is_compiling():
+        return t.to(device)
+    return numbers(t.tolist(), device)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after another, where one of them lies that is not on the CPU, if any."""
+    device = next((p.device for p in parts if not p.is_cpu), parts[0].device)
+    return torch.cat([on_device(p, device) for p in parts])
+
+
+def _numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return _kept(values, device, 0)
+    if (
+        torch.cuda.is_current_stream_capturing()  # of a graph: they are there when it is replayed
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return _filled(values, device)
+    # Each stream has its own, as it would have to wait for those of another.
+    return _kept(values, device, torch._C._cuda_getCurrentRawStream(device.index))
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept(values: tuple[float, ...], device: torch.device, stream: int) -> Tensor:
+    with torch.inference_mode(False):
+        return _filled(values, device)
+
+
+def _filled(values: tuple[float, ...], device: torch.device) -> Tensor:
+    parts = [
+        torch.full((len(list(run)),), value, dtype=torch.float64, device=device)
+        for value, run in itertools.groupby(values)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from fastmmd.terms import GEOMETRY, Terms
+from fastmmd.terms import FIXED, GEOMETRY, Terms, numbers, on_device
 
 try:
     # After torch, whose libgomp it is to share.
@@ -93,6 +93,27 @@ def parts(
     return [tuple(itertools.chain(*choice)) for choice in itertools.product(*choices)]
 
 
+def at_points(terms: Terms, x: Tensor) -> Terms:
+    """The terms on the device of x, where constants have been given on the CPU.
+
+    Raises:
+        ValueError: tensors of the kernel are on another device, or a parameter is.
+    """
+    scales, coefficients = terms.scales, terms.coefficients
+    device = x.device
+    if scales.device == device and coefficients.device == device:
+        return terms
+    for t in (scales, coefficients):
+        if t.device != device and (t.requires_grad or not t.is_cpu):
+            raise ValueError(
+                f"the kernel's tensors must be on the device of x, {device}, got {t.device}: move"
+                " the kernel there with its method to()"
+            )
+    return terms._replace(
+        scales=on_device(scales, device), coefficients=on_device(coefficients, device)
+    )
+
+
 def cut(terms: Terms, plain: bool, most: int = MAX_TERMS) -> list[Terms] | None:
     """The summands of the kernel that the native core takes one by one, None if it is one."""
     # A compiler traces through, with a warning if there is a cache.
@@ -102,15 +123,27 @@ def cut(terms: Terms, plain: bool, most: int = MAX_TERMS) -> list[Terms] | None:
 
 
 def _pick(terms: Terms, part: Part) -> Terms:
-    index = torch.tensor(part, device=terms.scales.device)
     return Terms(
         tuple(terms.families[t] for t in part),
-        terms.scales[index],
-        terms.coefficients[index],
+        pick(terms.scales, part),
+        pick(terms.coefficients, part),
         tuple(s for t in part for s in terms.shapes[2 * t : 2 * t + 2]),
         tuple(terms.units[t] for t in part),
         tuple(terms.factors[t] for t in part),
     )
+
+
+def pick(t: Tensor, positions: Sequence[int]) -> Tensor:
+    """These entries of the last dimension."""
+    device = t.device
+    return t[..., numbers([float(i) for i in positions], device).long()]
+
+
+def per_unit_of(resolved: Tensor, scales: Tensor, units: Sequence[int]) -> Tensor:
+    """``1 / unit`` of each term. Units are held fixed; of one that is 0 nothing comes."""
+    per_unit = (resolved / scales).masked_fill(resolved == 0, 0.0)
+    fixed = numbers([float(unit == FIXED) for unit in units], scales.device)
+    return per_unit.masked_fill(fixed != 0, 1.0)
 
 
 def transforms_active() -> bool:
@@ -126,18 +159,6 @@ def refuse_forward_mode(name: str) -> None:
             " (backward, torch.func.grad or torch.func.vjp), which costs one pass for a scalar,"
             f" or fastmmd.reference.{name}"
         )
-
-
-def no_cuda(name: str) -> Callable[..., NoReturn]:
-    """The CUDA implementation of an operator that has none."""
-
-    def implementation(x: Tensor, *_: Any) -> NoReturn:
-        raise NotImplementedError(
-            f"fastmmd.{name} has no CUDA kernels in this build, and x is on {x.device}: move x and"
-            f" y to the CPU, or use fastmmd.reference.{name}, which runs on any device"
-        )
-
-    return implementation
 
 
 def third_order(ctx: Any, *grads: Tensor | None) -> None:

@@ -13,25 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmmd.checks import BIASED, is_plain
+from fastmmd.checks import BIASED, is_direct
+from fastmmd.ops import _cuda
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
     KERNEL_SCHEMA,
     address,
+    at_points,
     buffer,
     cut,
     doubles,
     loop,
     native,
-    no_cuda,
+    per_unit_of,
     refuse_forward_mode,
     register_vmap,
     result_dtype,
     third_order,
     transforms_active,
 )
-from fastmmd.terms import FIXED, Terms
+from fastmmd.terms import Terms
 
 # The differentiable arguments of both operators, in order, absent weights as None.
 _Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
@@ -74,12 +76,14 @@ def mmd2(
         A scalar or [B]: float64 for float64 inputs, float32 otherwise.
 
     Raises:
-        NotImplementedError: for forward-mode differentiation, and for CUDA tensors.
+        NotImplementedError: for forward-mode differentiation, and for CUDA tensors in a build
+            without CUDA kernels.
+        ValueError: for tensors of the kernel on another device than x.
     """
-    families, scales, coefficients, shapes, units, factors = terms
+    families, scales, coefficients, shapes, units, factors = terms = at_points(terms, x)
     inputs = (x, y, x_weights, y_weights, scales, coefficients)
-    plain = is_plain(*inputs)
-    summands = cut(terms, plain)
+    direct = is_direct(*inputs)
+    summands = cut(terms, direct)
     if summands is not None:  # the MMD is linear in the kernel
         if x.dtype in (torch.float16, torch.bfloat16):
             x, y = x.float(), y.float()  # so that the gradients are rounded once, when added up
@@ -96,7 +100,7 @@ def mmd2(
         size,
         constant_factors,
     )
-    if plain:
+    if direct:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
             return _ShortRoad.apply(*inputs, constants)
         return _run(inputs, constants, _NO_NEEDS)[0]
@@ -123,8 +127,10 @@ def _run(
     needs: Sequence[bool],
     resolved: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """One call of the native core: the value, and the six gradients or None where not needed."""
+    """One call of the native side: the value, and the six gradients or None where not needed."""
     x, y, x_weights, y_weights, scales, coefficients = inputs
+    if not x.is_cpu:
+        return _cuda.run(inputs, constants, needs, resolved)
     families, shapes, units, factors, widths, estimator, size, constant_factors = constants
     shape, other = x.shape, y.shape
     n, d = shape[-2], shape[-1]
@@ -266,10 +272,10 @@ torch.library.define(
 _CONSTANTS = slice(6, 14)  # among the arguments of both
 
 
-def _mmd2_cpu(*args: Any) -> tuple[Tensor, ...]:
+def _mmd2(*args: Any) -> tuple[Tensor, ...]:
     x, y, x_weights, y_weights, scales, coefficients, *constants, needs = args
     scales, coefficients = doubles(scales), doubles(coefficients)
-    resolved = torch.empty((*x.shape[:-2], len(scales)), dtype=torch.float64, device=CPU)
+    resolved = torch.empty((*x.shape[:-2], len(scales)), dtype=torch.float64, device=x.device)
     inputs = (x, y, x_weights, y_weights, scales, coefficients)
     value, *gradients = _run(inputs, tuple(constants), needs, resolved)
     outputs = [
@@ -333,13 +339,13 @@ def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tupl
     return (*results, *[None] * 9)
 
 
-torch.library.impl("fastmmd::mmd2", "CPU", _mmd2_cpu)
-torch.library.impl("fastmmd::mmd2", "CUDA", no_cuda("mmd2"))
+torch.library.impl("fastmmd::mmd2", "CPU", _mmd2)
+torch.library.impl("fastmmd::mmd2", "CUDA", _mmd2)
 torch.library.register_fake("fastmmd::mmd2", _mmd2_fake)
 torch.library.register_autograd("fastmmd::mmd2", _mmd2_autograd, setup_context=_mmd2_setup_context)
 
 
-def _mmd2_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
+def _mmd2_backward(*args: Any) -> tuple[Tensor, ...]:
     inputs, constants, (resolved, *tangents) = args[:6], args[_CONSTANTS], args[14:]
     x = inputs[0]
     if x.ndim == 2:
@@ -373,9 +379,9 @@ def _second(
     from fastmmd.hessian import Pairs, hessian_product  # on demand: most programs never do
 
     families, shapes, units, factors, widths, estimator, size, constant_factors = constants
-    samples = inputs[0], inputs[1]
+    samples, device = inputs[:2], inputs[0].device
     primals = [
-        torch.ones(len(samples[i % 2]), dtype=torch.float64, device=CPU)
+        torch.ones(len(samples[i % 2]), dtype=torch.float64, device=device)
         if t is None
         else t.double()
         for i, t in enumerate(inputs)
@@ -384,13 +390,10 @@ def _second(
         torch.zeros_like(p) if t is None else t.double() for p, t in zip(primals, g, strict=True)
     ]
     # 0 for the features that count as constant: neither they nor their gradients move.
-    moving = torch.ones(samples[0].shape[-1], dtype=torch.float64, device=CPU)
+    moving = torch.ones(samples[0].shape[-1], dtype=torch.float64, device=device)
     moving[sum(widths[: len(widths) - constant_factors]) if constant_factors else len(moving) :] = 0
     tangents[:2] = [t * moving for t in tangents[:2]]
-    # The unit is held fixed. Of a unit that is 0 nothing comes.
-    fixed = torch.tensor([unit == FIXED for unit in units], device=CPU)
-    per_unit = torch.where(resolved == 0, 0.0, resolved / primals[4])
-    per_unit = torch.where(fixed, 1.0, per_unit)
+    per_unit = per_unit_of(resolved, primals[4], units)
     v_points, v_weights, v_factors, v_coefficients = hessian_product(
         Pairs(families, shapes, factors, widths, estimator, size),
         primals[:2],
@@ -413,8 +416,8 @@ def _mmd2_backward_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-torch.library.impl("fastmmd::mmd2_backward", "CPU", _mmd2_backward_cpu)
-torch.library.impl("fastmmd::mmd2_backward", "CUDA", no_cuda("mmd2"))
+torch.library.impl("fastmmd::mmd2_backward", "CPU", _mmd2_backward)
+torch.library.impl("fastmmd::mmd2_backward", "CUDA", _mmd2_backward)
 torch.library.register_fake("fastmmd::mmd2_backward", _mmd2_backward_fake)
 torch.library.register_autograd("fastmmd::mmd2_backward", third_order)
 

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmmd.checks import RESOLVE, is_plain
+from fastmmd.checks import RESOLVE, is_direct
+from fastmmd.ops import _cuda
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
     KERNEL_SCHEMA,
     MAX_TERMS,
+    at_points,
     buffer,
     cut,
     doubles,
     loop,
     native,
-    no_cuda,
+    pick,
     register_vmap,
 )
 from fastmmd.terms import GAUSSIAN, Terms
@@ -41,8 +43,10 @@ def resolve(x: Tensor, y: Tensor, terms: Terms, widths: Sequence[int] | None = N
         [T] or [B, T], float64; 0 where the unit is 0, as it is if all points are equal.
 
     Raises:
-        NotImplementedError: for CUDA tensors.
+        NotImplementedError: for CUDA tensors in a build without CUDA kernels.
+        ValueError: for tensors of the kernel on another device than x.
     """
+    terms = at_points(terms, x)
     scales, factors, units = terms.scales.detach(), terms.factors, terms.units
     if len(units) <= MAX_TERMS:
         return _resolve(x, y, scales, units, factors, widths)
@@ -51,16 +55,13 @@ def resolve(x: Tensor, y: Tensor, terms: Terms, widths: Sequence[int] | None = N
     found = _resolve(
         x,
         y,
-        torch.ones(len(keys), dtype=torch.float64, device=scales.device),
+        torch.ones(len(keys), dtype=torch.float64, device=x.device),
         tuple(unit for _, unit in keys),
         tuple(factor for factor, _ in keys),
         widths,
     )
     positions = {key: i for i, key in enumerate(keys)}
-    index = torch.tensor(
-        [positions[key] for key in zip(factors, units, strict=True)], device=scales.device
-    )
-    return scales * found[..., index]
+    return scales * pick(found, [positions[key] for key in zip(factors, units, strict=True)])
 
 
 def _resolve(
@@ -72,8 +73,8 @@ def _resolve(
     widths: Sequence[int] | None,
 ) -> Tensor:
     arguments = (x.detach(), y.detach(), scales, units, factors, widths or ())
-    if is_plain(x, y, scales):
-        return _resolve_cpu(*arguments)
+    if is_direct(x, y, scales):
+        return _resolve_op(*arguments)
     result: Tensor = torch.ops.fastmmd.resolve(*arguments)
     return result
 
@@ -120,17 +121,19 @@ def sign_forms(
         The forms, without a gradient.
 
     Raises:
-        NotImplementedError: for CUDA tensors.
+        NotImplementedError: for CUDA tensors in a build without CUDA kernels.
+        ValueError: for tensors of the kernel on another device than x.
     """
     x, y = x.detach(), y.detach()
+    terms = at_points(terms, x)
     scales, coefficients = terms.scales.detach(), terms.coefficients.detach()
-    plain = is_plain(x, y, scales, coefficients)
+    direct = is_direct(x, y, scales, coefficients)
     terms = terms._replace(scales=scales, coefficients=coefficients)
-    op: Any = _sign_forms_cpu if plain else torch.ops.fastmmd.sign_forms
+    op: Any = _sign_forms_op if direct else torch.ops.fastmmd.sign_forms
     seed -= (seed >> 63) << 64  # operators take signed integers
     made = [
         op(x, y, t.scales, t.coefficients, *_constants(t), widths or (), scheme, seed, count)
-        for t in cut(terms, plain) or [terms]
+        for t in cut(terms, direct) or [terms]
     ]  # all forms are linear in the kernel
     *forms, totals = (sum(of[1:], of[0]) for of in zip(*made, strict=True))
     return SignForms(*forms, *totals.tolist())
@@ -152,7 +155,7 @@ torch.library.define(
 )
 
 
-def _resolve_cpu(
+def _resolve_op(
     x: Tensor,
     y: Tensor,
     scales: Tensor,
@@ -160,6 +163,8 @@ def _resolve_cpu(
     factors: Sequence[int],
     widths: Sequence[int],
 ) -> Tensor:
+    if not x.is_cpu:
+        return _cuda.resolve(x, y, scales, units, factors, widths)
     *batch, n, d = x.shape
     m, terms = y.shape[-2], len(units)
     scales = doubles(scales)
@@ -204,7 +209,7 @@ def _resolve_fake(x: Tensor, y: Tensor, scales: Tensor, *_: Any) -> Tensor:
     return torch.empty((*x.shape[:-2], *scales.shape), dtype=torch.float64, device=x.device)
 
 
-def _sign_forms_cpu(
+def _sign_forms_op(
     x: Tensor,
     y: Tensor,
     scales: Tensor,
@@ -218,6 +223,21 @@ def _sign_forms_cpu(
     seed: int,
     count: int,
 ) -> tuple[Tensor, ...]:
+    if not x.is_cpu:
+        return _cuda.sign_forms(
+            x,
+            y,
+            scales,
+            coefficients,
+            families,
+            shapes,
+            units,
+            factors,
+            widths,
+            scheme,
+            seed,
+            count,
+        )
     (n, d), m = x.shape, y.shape[0]
     scales, coefficients = doubles(scales), doubles(coefficients)
     dtype, threads = DTYPES[x.dtype], torch.get_num_threads()
@@ -261,11 +281,11 @@ def _sign_forms_fake(*args: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty(s, dtype=torch.float64, device=args[0].device) for s in sizes)
 
 
-torch.library.impl("fastmmd::resolve", "CPU", _resolve_cpu)
-torch.library.impl("fastmmd::resolve", "CUDA", no_cuda("resolve"))
+torch.library.impl("fastmmd::resolve", "CPU", _resolve_op)
+torch.library.impl("fastmmd::resolve", "CUDA", _resolve_op)
 torch.library.register_fake("fastmmd::resolve", _resolve_fake)
-torch.library.impl("fastmmd::sign_forms", "CPU", _sign_forms_cpu)
-torch.library.impl("fastmmd::sign_forms", "CUDA", no_cuda("sign_forms"))
+torch.library.impl("fastmmd::sign_forms", "CPU", _sign_forms_op)
+torch.library.impl("fastmmd::sign_forms", "CUDA", _sign_forms_op)
 torch.library.register_fake("fastmmd::sign_forms", _sign_forms_fake)
 
 register_vmap("sign_forms", loop(torch.ops.fastmmd.sign_forms))

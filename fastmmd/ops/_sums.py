@@ -13,26 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmmd.checks import CROSS, is_plain
+from fastmmd.checks import CROSS, is_direct
+from fastmmd.ops import _cuda
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
     KERNEL_SCHEMA,
     MAX_TERMS,
     address,
+    at_points,
     buffer,
     cut,
     doubles,
     loop,
     native,
-    no_cuda,
+    per_unit_of,
     refuse_forward_mode,
     register_vmap,
     result_dtype,
     transforms_active,
 )
 from fastmmd.ops._mmd2 import with_gradients
-from fastmmd.terms import FIXED, LINEAR, Terms
+from fastmmd.terms import FIXED, LINEAR, Terms, numbers
 
 
 def kernel_sum(
@@ -51,18 +53,20 @@ def kernel_sum(
         [n, p]: float64 for float64 points, float32 otherwise.
 
     Raises:
-        NotImplementedError: for forward-mode differentiation, and for CUDA tensors.
+        NotImplementedError: for forward-mode differentiation, and for CUDA tensors in a build
+            without CUDA kernels.
+        ValueError: for tensors of the kernel on another device than x.
     """
-    families, scales, coefficients, shapes, units, factors = terms
+    families, scales, coefficients, shapes, units, factors = terms = at_points(terms, x)
     v = v.to(result_dtype(x))
     inputs = (x, y, v, scales, coefficients)
-    plain = is_plain(*inputs)
+    direct = is_direct(*inputs)
     # One term is left for the linear kernel of the derivative.
-    summands = cut(terms, plain, MAX_TERMS - 1)
+    summands = cut(terms, direct, MAX_TERMS - 1)
     if summands is not None:
         return torch.stack([kernel_sum(x, y, v, t, widths) for t in summands]).sum(0)
     constants = (families, shapes, units, factors, widths or ())
-    if plain and not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+    if direct and not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
         return _run(*inputs, *constants)[0]
     refuse_forward_mode("kernel_sum")
     op: Any = _Transformed.apply if transforms_active() else torch.ops.fastmmd.kernel_sum
@@ -89,6 +93,10 @@ def _run(
     factors: Sequence[int],
     widths: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
+    if not x.is_cpu:
+        return _cuda.kernel_sum(
+            x, y, v, scales, coefficients, families, shapes, units, factors, widths
+        )
     (n, d), (m, p) = x.shape, v.shape
     dtype, threads = DTYPES[x.dtype], torch.get_num_threads()
     widths = widths or (d,)
@@ -138,10 +146,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, y, v, scales, coefficients, resolved = ctx.saved_tensors
     families, shapes, units, factors, widths = ctx.constants
     for_x, for_y, for_v, for_scales, for_coefficients = ctx.needs_input_grad[:5]
-    # The units that were found count as constants.
-    fixed = torch.tensor([unit == FIXED for unit in units], device=scales.device)
-    per_unit = torch.where(resolved == 0, 0.0, resolved / scales.detach())
-    per_unit = torch.where(fixed, 1.0, per_unit)
+    per_unit = per_unit_of(resolved, scales.detach(), units)
     scales = scales * per_unit
     units = [FIXED] * len(families)
     if not (for_x or for_y or for_scales or for_coefficients):  # K' G is the cheaper road
@@ -151,7 +156,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
     (n, d), m = x.shape, y.shape[0]
     p = v.shape[1]
-    one = torch.ones(1, dtype=torch.float64, device=scales.device)
+    one = numbers([1.0], scales.device)
     outputs = with_gradients(
         # in the result's dtype, as in it are G and v
         (
@@ -188,7 +193,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.impl("fastmmd::kernel_sum", "CPU", _run)
-torch.library.impl("fastmmd::kernel_sum", "CUDA", no_cuda("kernel_sum"))
+torch.library.impl("fastmmd::kernel_sum", "CUDA", _run)
 torch.library.register_fake("fastmmd::kernel_sum", _fake)
 torch.library.register_autograd("fastmmd::kernel_sum", _autograd, setup_context=_setup_context)
 
