@@ -1,0 +1,476 @@
+"""The passes on a GPU: memory, the road, and the matrix products of panels.
+
+The native side launches kernels on the stream that it is given. Nothing here waits for the device,
+so that all of it can be captured in a CUDA graph: no number of a device tensor is looked at, and
+nothing is copied from memory of the host.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmmd.checks import RESOLVE
+from fastmmd.ops import _roads
+from fastmmd.ops._core import DTYPES, doubles, result_dtype
+from fastmmd.ops._roads import Device, Road
+from fastmmd.terms import GAUSSIAN
+
+_STORED = {
+    _roads.FLOAT32: torch.float32,
+    _roads.FLOAT64: torch.float64,
+    _roads.FLOAT16: torch.float16,
+    _roads.BFLOAT16: torch.bfloat16,
+    _roads.TF32: torch.float32,
+    _roads.TF32X3: torch.float32,
+}
+_ALIGNED = 256  # bytes
+_SLICE_BYTES = 8 << 20  # of operands that are widened for a product
+
+
+@functools.cache
+def module() -> Any:
+    """The native module.
+
+    Raises:
+        NotImplementedError: it has not been built.
+    """
+    try:
+        from fastmmd import _cuda
+    except ImportError as error:
+        raise NotImplementedError(
+            "this build of fastmmd has no CUDA kernels, and x is on a GPU: install it where a CUDA"
+            " compiler (nvcc) is found, with 'FASTMMD_CUDA=ON pip install .'; or move x and y to"
+            " the CPU, or use fastmmd.reference, which runs on any device"
+        ) from error
+    return _cuda
+
+
+@functools.cache
+def device_of(index: int) -> Device:
+    """What is to be known of a GPU."""
+    native = module()
+    return Device(
+        native.compute_capability(index),
+        native.architectures(),
+        native.shared_bytes(index),
+        native.l2_bytes(index),
+    )
+
+
+def stream_of(x: Tensor) -> tuple[int, int]:
+    """The current stream of the device of x, and the device."""
+    index = x.device.index
+    return torch._C._cuda_getCurrentRawStream(index), index
+
+
+def choose(*args: Any) -> Road:
+    """The road of a pass, see :func:`fastmmd.ops._roads.road`."""
+    return _roads.road(*args)
+
+
+def run(
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor],
+    constants: tuple[Any, ...],
+    needs: Sequence[bool],
+    resolved: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """The value, and the six gradients or None where not needed; ``resolved`` is filled."""
+    x, y, x_weights, y_weights, scales, coefficients = inputs
+    _check_devices(x, scales, coefficients)
+    families, shapes, units, factors, widths, estimator, size, constant_factors = constants
+    shape, other = x.shape, y.shape
+    batch: Sequence[int] = ()
+    count = 1
+    if len(shape) == 3:
+        batch, count = shape[:1], shape[0]
+    result, terms, device = result_dtype(x), len(families), x.device
+    widths = widths or shape[-1:]
+
+    v_x = v_y = v_x_weights = v_y_weights = v_scales = v_coefficients = None
+    value = torch.empty(batch, dtype=result, device=device)
+    if needs[0]:
+        v_x = torch.zeros(shape, dtype=result, device=device)
+    if needs[1]:
+        v_y = torch.zeros(other, dtype=result, device=device)
+    if x_weights is not None:
+        x_weights = doubles(x_weights)
+        if needs[2]:
+            v_x_weights = torch.empty_like(x_weights)
+    if y_weights is not None:
+        y_weights = doubles(y_weights)
+        if needs[3]:
+            v_y_weights = torch.empty_like(y_weights)
+    if needs[4] or needs[5]:  # the native side makes both or neither
+        v_scales = torch.empty((*batch, terms), dtype=torch.float64, device=device)
+        v_coefficients = torch.empty_like(v_scales)
+    outputs = (value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients)
+    if count == 0:
+        return outputs
+    if resolved is None:
+        resolved = torch.empty((*batch, terms), dtype=torch.float64, device=device)
+
+    facts = (
+        shape[-2],
+        other[-2],
+        widths,
+        x.dtype,
+        _roads.precision(),
+        device_of(stream_of(x)[1]),
+        families,
+        estimator,
+        x_weights is not None or y_weights is not None,
+        [v is not None for v in outputs[1:]],
+    )
+    call = _Call(
+        (x, y, x_weights, y_weights, scales, coefficients),
+        (widths, factors, families, shapes, units, estimator, size, constant_factors),
+        (*outputs, resolved),
+    )
+    modes: tuple[str, ...] = _roads.ALL_MODES
+    road = choose(*facts, modes)
+    while road.mode in _WHOLE:
+        if call.whole(road, count):
+            return outputs
+        modes = tuple(mode for mode in modes if mode != road.mode)
+        road = choose(*facts, modes)
+    for b in range(count):
+        call.run(road, b)
+    return outputs
+
+
+_WHOLE = {_roads.SMALL: ("takes_small", "small"), _roads.FUSED: ("takes_fused", "fused")}
+
+
+class _Call:
+    """The passes of one call, on memory that the elements of a batch share."""
+
+    def __init__(
+        self,
+        inputs: tuple[Any, ...],
+        constants: tuple[Any, ...],
+        outputs: tuple[Any, ...],
+    ) -> None:
+        self.inputs, self.constants, self.outputs = inputs, constants, outputs
+        x, y = inputs[:2]
+        self.batched = x.ndim == 3
+        self.n, self.m = x.shape[-2], y.shape[-2]
+        self.widths, self.estimator = constants[0], constants[5]
+        self.scratch: Tensor | None = None
+        self.z: list[Tensor] = []
+        self.w: Tensor | None = None
+
+    def make(self, road: Road, b: int, count: int = 1) -> Any:
+        """The native object of the passes of element b, or of ``count`` elements from there."""
+        x, y, x_weights, y_weights, scales, coefficients = self.inputs
+        return module().Mmd2(
+            _element(x, b),
+            _element(y, b),
+            self.n,
+            self.m,
+            x.stride(),
+            y.stride(),
+            count,
+            DTYPES[x.dtype],
+            _element(x_weights, b),
+            _element(y_weights, b),
+            self.widths,
+            *self.constants[1:3],
+            scales.data_ptr(),
+            coefficients.data_ptr(),
+            *self.constants[3:],
+            *(_element(v, b) for v in self.outputs),
+            road.products,
+            road.operand,
+            [z.data_ptr() for z in self.z] or [0] * len(self.widths),
+            *stream_of(x),
+        )
+
+    def whole(self, road: Road, count: int) -> bool:
+        """All elements at once by a road that is one native call, if it takes them."""
+        takes, do = _WHOLE[road.mode]
+        if not getattr(self.make(road, 0), takes)():
+            return False
+        at_a_time = count if road.mode == _roads.SMALL else 1
+        self._allocate(road)
+        for b in range(0, count, at_a_time):
+            native = self.make(road, b, at_a_time)
+            self._give_scratch(native, 0)
+            getattr(native, do)()
+        return True
+
+    def _allocate(self, road: Road) -> None:
+        x = self.inputs[0]
+        if not self.z:
+            self.z = packed(self.n, self.m, self.widths, road.operand, x.device)
+
+    def run(self, road: Road, b: int) -> None:
+        """Element b."""
+        self._allocate(road)
+        native = self.make(road, b)
+        if road.mode == _roads.PANELS:
+            self._panels(native, road, b)
+            return
+        self._give_scratch(native, 0)
+        native.begin()
+        if self.estimator == RESOLVE:
+            return
+        native.pairs() if road.mode == _roads.PAIRS else native.values()
+        native.finish()
+
+    def _give_scratch(self, native: Any, room: int) -> int:
+        """Gives the pass its workspace; the address of ``room`` bytes beside it."""
+        size = _roads.round_up(native.workspace(), _ALIGNED)
+        if self.scratch is None:
+            x = self.inputs[0]
+            self.scratch = torch.empty(size + room, dtype=torch.uint8, device=x.device)
+        base = self.scratch.data_ptr()
+        native.set_workspace(base)
+        return base + size
+
+    def _panels(self, native: Any, road: Road, b: int) -> None:
+        n, m, widths = self.n, self.m, self.widths
+        moving = len(widths) - self.constants[7]
+        pieces = _roads.panels(n, m, self.estimator, road.panel_rows)
+        _, most, _, columns = max(pieces, key=lambda piece: piece[1] * piece[3])
+        room = self._give_scratch(native, native.panel_workspace(most, columns))
+        device = self.inputs[0].device
+        if self.w is None:
+            self.w = torch.empty(
+                (moving, most * columns), dtype=_STORED[road.operand], device=device
+            )
+        v = [
+            None if v is None else v[b] if self.batched else v for v in self.outputs[1:3]
+        ]  # of x and y
+        second = _roads.round_up(n, _roads.BLOCK_ROWS)  # the first packed row of y
+        native.begin()
+        for row, rows, column, columns in pieces:
+            sides = [_Side(v, row, rows, n, second)]
+            if row != column:  # the panel stands for its mirror
+                sides.append(_Side(v, column, columns, n, second))
+            w = [of[: rows * columns].view(rows, columns) for of in self.w]
+            wanted = any(side.v is not None for side in sides)
+            native.panel(
+                row, rows, column, columns, [of.data_ptr() for of in w] if wanted else [], room
+            )
+            if not wanted:
+                continue
+            offset = 0
+            for of, z, d in zip(w, self.z, widths, strict=False):
+                over = slice(offset, offset + d)
+                first, *mirror = sides
+                if first.v is not None:
+                    add_product(first.v[:, over], of[: first.count], z[column:][:columns, :d])
+                if mirror and mirror[0].v is not None:
+                    add_product(
+                        mirror[0].v[:, over], of[:, : mirror[0].count].T, z[row:][:rows, :d]
+                    )
+                offset += d
+        native.finish()
+
+
+class _Side:
+    """Packed rows [first, first + count) of one sample: the rows of its gradient that exist."""
+
+    def __init__(
+        self, v: Sequence[Tensor | None], first: int, count: int, n: int, second: int
+    ) -> None:
+        domain = int(first >= second)
+        of, at = v[domain], first - domain * second
+        self.v = None if of is None else of[at : at + count]
+        self.count = 0 if self.v is None else len(self.v)
+
+
+def _element(t: Tensor | None, b: int) -> int:
+    """The address of element b of a batch; of the whole if b is 0."""
+    if t is None:
+        return 0
+    return t.data_ptr() + (b * t.stride(0) * t.element_size() if b else 0)
+
+
+def packed(
+    n: int, m: int, widths: Sequence[int], operand: int, device: torch.device
+) -> list[Tensor]:
+    """Room for the packed rows of both samples, one tensor for each factor."""
+    rows = sum(_roads.round_up(count, _roads.BLOCK_ROWS) for count in (n, m))
+    return [
+        torch.empty(
+            (rows, _roads.round_up(d, _roads.DEPTH_UNIT)), dtype=_STORED[operand], device=device
+        )
+        for d in widths
+    ]
+
+
+def add_product(v: Tensor, w: Tensor, z: Tensor) -> None:
+    """``v += w @ z``, in place, and in the dtype of v whatever that of w and z.
+
+    Autocast leaves products alone that say where their result is to go.
+    """
+    if w.dtype == v.dtype:
+        v.addmm_(w, z)
+    elif v.is_cuda and _adds_wider_products(w.dtype, v.device):
+        torch.addmm(v, w, z, out_dtype=v.dtype, out=v)
+    else:
+        wide = z.to(v.dtype)
+        rows = max(_SLICE_BYTES // (w.shape[1] * v.element_size()), 1)
+        for part, of in zip(v.split(rows), w.split(rows), strict=True):
+            part.addmm_(of.to(v.dtype), wide)
+
+
+@functools.cache
+def _adds_wider_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch adds a product of half matrices to a float32 one: since 2.8, on CUDA."""
+    v = torch.zeros((16, 16), dtype=torch.float32, device=device)
+    w = torch.zeros((16, 16), dtype=dtype, device=device)
+    try:
+        torch.addmm(v, w, w, out_dtype=v.dtype, out=v)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def _plain_operand(dtype: torch.dtype) -> int:
+    """Of the products of single threads, which lose nothing of the points."""
+    return _roads.FLOAT64 if dtype == torch.float64 else _roads.FLOAT32
+
+
+def _check_devices(x: Tensor, *others: Tensor) -> None:
+    for t in others:
+        if t.device != x.device:
+            raise ValueError(
+                f"the kernel's tensors must be on the device of x, {x.device}, got {t.device}:"
+                " move the kernel with its method to()"
+            )
+
+
+def resolve(
+    x: Tensor,
+    y: Tensor,
+    scales: Tensor,
+    units: Sequence[int],
+    factors: Sequence[int],
+    widths: Sequence[int],
+) -> Tensor:
+    """The factors ``scale / unit``."""
+    scales = doubles(scales)
+    terms = len(units)
+    resolved = torch.empty((*x.shape[:-2], terms), dtype=torch.float64, device=x.device)
+    # Units do not depend on the families; Gaussians stand for all, as they go together.
+    families, shapes = (GAUSSIAN,) * terms, (0.0, 0.0) * terms
+    constants = (families, shapes, units, factors, widths, RESOLVE, 0, 0)
+    run((x, y, None, None, scales, scales), constants, (False,) * 6, resolved)
+    return resolved
+
+
+def kernel_sum(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    scales: Tensor,
+    coefficients: Tensor,
+    families: Sequence[int],
+    shapes: Sequence[float],
+    units: Sequence[int],
+    factors: Sequence[int],
+    widths: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """``K(x, y) @ v``, and the factors ``scale / unit``."""
+    _check_devices(x, v, scales, coefficients)
+    v, scales, coefficients = v.detach().contiguous(), doubles(scales), doubles(coefficients)
+    n, m, p = len(x), len(y), v.shape[1]
+    widths = widths or x.shape[-1:]
+    out = torch.empty((n, p), dtype=v.dtype, device=x.device)
+    resolved = torch.empty_like(scales)
+    operand = _plain_operand(x.dtype)
+    z = packed(n, m, widths, operand, x.device)
+    native = module().KernelSum(
+        x.data_ptr(),
+        y.data_ptr(),
+        n,
+        m,
+        x.stride(),
+        y.stride(),
+        DTYPES[x.dtype],
+        v.data_ptr(),
+        p,
+        widths,
+        factors,
+        families,
+        scales.data_ptr(),
+        coefficients.data_ptr(),
+        shapes,
+        units,
+        out.data_ptr(),
+        resolved.data_ptr(),
+        _roads.SIMT,
+        operand,
+        [of.data_ptr() for of in z],
+        *stream_of(x),
+    )
+    scratch = torch.empty(native.workspace(), dtype=torch.uint8, device=x.device)
+    native.run(scratch.data_ptr())
+    return out, resolved
+
+
+def sign_forms(
+    x: Tensor,
+    y: Tensor,
+    scales: Tensor,
+    coefficients: Tensor,
+    families: Sequence[int],
+    shapes: Sequence[float],
+    units: Sequence[int],
+    factors: Sequence[int],
+    widths: Sequence[int],
+    scheme: int,
+    seed: int,
+    count: int,
+) -> tuple[Tensor, ...]:
+    """The forms of ``count + 1`` sign vectors, and the totals."""
+    _check_devices(x, scales, coefficients)
+    scales, coefficients = doubles(scales), doubles(coefficients)
+    n, m = len(x), len(y)
+    widths = widths or x.shape[-1:]
+    forms, linear, diagonal, totals, resolved = (
+        torch.empty(size, dtype=torch.float64, device=x.device)
+        for size in (count + 1, count + 1, count + 1, 2, len(families))
+    )
+    operand = _plain_operand(x.dtype)
+    z = packed(n, m, widths, operand, x.device)
+    native = module().SignForms(
+        x.data_ptr(),
+        y.data_ptr(),
+        n,
+        m,
+        x.stride(),
+        y.stride(),
+        DTYPES[x.dtype],
+        widths,
+        factors,
+        families,
+        scales.data_ptr(),
+        coefficients.data_ptr(),
+        shapes,
+        units,
+        scheme,
+        seed % (1 << 64),
+        count,
+        forms.data_ptr(),
+        linear.data_ptr(),
+        diagonal.data_ptr(),
+        totals.data_ptr(),
+        resolved.data_ptr(),
+        _roads.SIMT,
+        operand,
+        [of.data_ptr() for of in z],
+        *stream_of(x),
+    )
+    scratch = torch.empty(native.workspace(), dtype=torch.uint8, device=x.device)
+    native.run(scratch.data_ptr())
+    return forms, linear, diagonal, totals
