@@ -125,12 +125,15 @@ def read_ptxas(log: str) -> Iterator[Kernel]:
 def demangle(kernels: Iterable[Kernel]) -> None:
     """Names as in the source, without the namespaces, arguments and casts."""
     kernels = list(kernels)
-    done = subprocess.run(
-        ["c++filt"], input="\n".join(k.symbol for k in kernels), capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    for kernel, name in zip(kernels, done.stdout.splitlines(), strict=True):
+    for kernel, name in zip(kernels, _demangled(k.symbol for k in kernels), strict=True):
         kernel.name = plain_name(name)
+
+
+def _demangled(symbols: Iterable[str]) -> list[str]:
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
 
 
 def plain_name(demangled: str) -> str:
@@ -258,12 +261,63 @@ def load(module: Path) -> ModuleType:
     return loaded
 
 
-def dynamic_shared(module: Path) -> dict[str, int]:
-    """Bytes of dynamic shared memory by kernel, as far as the module tells."""
-    loaded = load(module)
-    if not hasattr(loaded, "kernels"):
+# What a launch asks for of dynamic shared memory at most, as an expression of the sources in the
+# template arguments of a kernel; 0 of those that are not here.
+DYNAMIC = {
+    "tile_kernel": "TileShared<{0}>::bytes",
+    "fused_kernel": "{1}::shared_bytes(2)",
+    "small_columns_kernel": "small_rows * slice_stride * sizeof(float)",
+    "small_tiles_kernel": "SmallRoom<{1}>::bytes({1} == 4 ? 256 : small_rows)",
+}
+PROBE = """
+#include <cstdio>
+#include "cuda/fused.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/simt.cuh"
+#include "cuda/small.cuh"
+#include "cuda/wgmma.cuh"
+using namespace fastmmd;
+using namespace fastmmd::cuda;
+int main() {{
+  const size_t bytes[] = {{{}}};
+  for (size_t of : bytes) std::printf("%zu\\n", of);
+}}
+"""
+
+
+def dynamic_shared(made: Build) -> dict[str, int]:
+    """Bytes of dynamic shared memory by kernel, as the sources have them."""
+    names = {k.symbol: k.name for k in made.kernels if k.function in DYNAMIC}
+    expressions = []
+    for full in _demangled(names):
+        arguments = template_arguments(full)
+        pattern = DYNAMIC[plain_name(full).partition("<")[0]]
+        expressions.append(pattern.format(", ".join(arguments), *arguments))
+    if not expressions:
         return {}
-    return {name: dynamic for name, _, dynamic in loaded.kernels()}
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "probe.cu", Path(folder) / "probe"
+        source.write_text(PROBE.format(", ".join(expressions)))
+        _run(
+            nvcc(), "-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_80", "-I", ROOT / "csrc",
+            source, "-o", program,
+        )  # fmt: skip
+        return dict(zip(names.values(), map(int, _run(program).split()), strict=True))
+
+
+def template_arguments(demangled: str) -> list[str]:
+    """``f<a<1>, b>(int)`` as ``["a<1>", "b"]``."""
+    depth, found = 0, [""]
+    for letter in demangled[demangled.index("<") :]:
+        depth -= letter == ">"
+        if letter == ">" and depth == 0:
+            return [argument.strip() for argument in found]
+        if letter == "," and depth == 1:
+            found.append("")
+        elif depth:
+            found[-1] += letter
+        depth += letter == "<"
+    return []
 
 
 def targets_of(made: Build) -> list[str]:
@@ -283,7 +337,7 @@ def table(made: Build, dynamic: dict[str, int]) -> str:
     for name, by_target in rows.items():
         threads = max((k.threads or 0) for k in by_target.values())
         static = max(k.shared for k in by_target.values())
-        shared = f"{static + dynamic[name]}" if name in dynamic else f"{static} + ?"
+        shared = static + dynamic.get(name, 0)
         cells = []
         for target in targets:
             kernel = by_target.get(target)
@@ -291,19 +345,19 @@ def table(made: Build, dynamic: dict[str, int]) -> str:
                 cells.append("")
                 continue
             cell = str(kernel.registers)
-            if threads and name in dynamic:
-                cell += f" ({resident_blocks(kernel, threads, dynamic[name])})"
+            if threads:
+                cell += f" ({resident_blocks(kernel, threads, dynamic.get(name, 0))})"
             if kernel.stack:
                 cell += f", {kernel.stack} B local"
             cells.append(cell)
-        lines.append([f"`{name}`", str(threads or ""), shared, *cells])
+        lines.append([f"`{name}`", str(threads or ""), str(shared), *cells])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def section(made: Build) -> str:
     """The generated part of the page."""
     begin = f"{BEGIN} (written by `python -m tests.sass --write` with nvcc {made.nvcc}) -->"
-    return f"{begin}\n\n{table(made, dynamic_shared(made.module))}\n\n{END}"
+    return f"{begin}\n\n{table(made, dynamic_shared(made))}\n\n{END}"
 
 
 def in_page(text: str) -> str:

@@ -89,7 +89,7 @@ def test_module_imports_without_a_driver(made: Build) -> None:
 
 def test_blocks_fit(disassembled: Build) -> None:
     """A block of as many threads as a kernel is bound to can be launched."""
-    dynamic = sass.dynamic_shared(disassembled.module)
+    dynamic = sass.dynamic_shared(disassembled)
     assert not [
         k.name
         for k in disassembled.kernels  # of any number of threads, if it is bound to none
@@ -185,6 +185,10 @@ def test_reading_a_disassembly() -> None:
 )
 def test_names(demangled: str, name: str) -> None:
     assert sass.plain_name(demangled) == name
+
+
+def test_template_arguments() -> None:
+    assert sass.template_arguments("f<a<(E)1, 2>, true>(g<int>)") == ["a<(E)1, 2>", "true"]
 
 
 def test_resident_blocks() -> None:
