@@ -28,8 +28,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     directory = tmp_path_factory.mktemp("emulation")
 
     @functools.cache
-    def build(name: str, *, races: bool = False) -> Path:
-        return build_program(CASES / f"{name}.cu", directory / f"races-{races}", races=races)
+    def build(name: str, sanitize: str = "") -> Path:
+        output = directory / (sanitize or "plain")
+        return build_program(CASES / f"{name}.cu", output, sanitize=sanitize)
 
     return build
 
@@ -54,15 +55,22 @@ def test_faults_are_reported(programs: Callable[..., Path]) -> None:
 
 
 def test_no_race_where_there_is_none(programs: Callable[..., Path]) -> None:
-    done = run(programs("instructions", races=True))
+    done = run(programs("instructions", "thread"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kind", ["shared", "global", "reuse", "wgmma"])
 def test_races_are_reported(programs: Callable[..., Path], kind: str) -> None:
-    done = run(programs("faults", races=True), kind)
+    done = run(programs("faults", "thread"), kind)
     assert "WARNING: ThreadSanitizer: data race" in done.stderr
     assert done.returncode == 66
+
+
+@pytest.mark.parametrize("kind", ["past-shared", "past-global"])
+def test_wrong_addresses_are_reported(programs: Callable[..., Path], kind: str) -> None:
+    done = run(programs("faults", "address"), kind)
+    assert "ERROR: AddressSanitizer" in done.stderr
+    assert done.returncode == 1
 
 
 @pytest.mark.gpu

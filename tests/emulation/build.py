@@ -1,7 +1,7 @@
 """The CUDA module for a CPU: csrc/cuda compiled as C++, with the stand-ins of this directory.
 
-`python -m tests.emulation.build DIR` builds `_cuda` into DIR; objects are kept in DIR/objects and
-made again when their source, a header or a stand-in changes.
+`python -m tests.emulation.build DIR [thread|address]` builds `_cuda` into DIR, with that sanitizer.
+Objects are kept in DIR/objects and made again when their source, a header or a stand-in changes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ REPLACED = {"tensor_map.cu"}
 
 
 def sources() -> list[Path]:
-    """What the module is made of."""
+    """What the module is made of, besides the emulator."""
     kernels = [path for path in sorted(CSRC.glob("cuda/*.cu")) if path.name not in REPLACED]
-    return [*kernels, CSRC / "cuda" / "binding.cpp", *emulator()]
+    return [*kernels, CSRC / "cuda" / "binding.cpp"]
 
 
 def emulator() -> list[Path]:
@@ -49,17 +49,18 @@ def compile_all(files: list[Path], objects: Path, flags: list[str], jobs: int = 
     """The object files of these sources; a compiler's complaint is the error's text."""
     objects.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(" ".join([CXX, *flags]).encode())
+    kind = digest.hexdigest()[:8]
     for path in headers():
         digest.update(path.name.encode() + path.read_bytes())
 
     def compile_one(source: Path) -> Path:
         own = digest.copy()
         own.update(source.read_bytes())
-        made = objects / f"{source.stem}-{own.hexdigest()[:16]}.o"
+        made = objects / f"{source.stem}-{kind}-{own.hexdigest()[:16]}.o"
         if not made.exists():
             part = made.with_suffix(f".{os.getpid()}.part")
             run([CXX, *flags, *INCLUDES, "-x", "c++", "-c", str(source)], part)
-            for old in objects.glob(f"{source.stem}-*.o"):
+            for old in objects.glob(f"{source.stem}-{kind}-*.o"):
                 old.unlink(missing_ok=True)
             part.replace(made)
         return made
@@ -68,17 +69,40 @@ def compile_all(files: list[Path], objects: Path, flags: list[str], jobs: int = 
         return list(pool.map(compile_one, files))
 
 
-def build_program(source: Path, output_dir: Path, *, races: bool = False) -> Path:
-    """An executable of one source and the emulator.
+def compiler_flags(sanitize: str) -> tuple[list[str], list[str]]:
+    """Of the emulator and of what it runs, with a sanitizer: "thread", "address" or none.
 
-    With `races`, ThreadSanitizer looks at what `source` does, CUDA threads being threads to it.
+    With "thread" every CUDA thread is a thread to ThreadSanitizer, which does not look at the
+    emulator.
     """
-    flags = FLAGS + (["-g", "-O1", "-DFASTMMD_EMULATION_RACES"] if races else [])
-    sanitize = ["-fsanitize=thread"] if races else []
-    objects = compile_all([source], output_dir / "objects", [*flags, *sanitize])
-    objects += compile_all(emulator(), output_dir / "objects", flags)
+    if not sanitize:
+        return FLAGS, FLAGS
+    flags = [*FLAGS, "-O1", "-g"]
+    if sanitize == "thread":
+        flags += ["-DFASTMMD_EMULATION_RACES"]
+        return flags, [*flags, "-fsanitize=thread"]
+    flags += [f"-fsanitize={sanitize}"]
+    return flags, flags
+
+
+def sanitizer_environment(sanitize: str) -> dict[str, str]:
+    """For a Python that imports a module built with a sanitizer; a finding ends it with a code."""
+    library = {"thread": "libtsan.so", "address": "libasan.so"}[sanitize]
+    found = subprocess.run([CXX, f"-print-file-name={library}"], capture_output=True, text=True)
+    return {
+        "LD_PRELOAD": found.stdout.strip(),
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+
+
+def build_program(source: Path, output_dir: Path, *, sanitize: str = "") -> Path:
+    """An executable of one source and the emulator."""
+    own, flags = compiler_flags(sanitize)
+    objects = compile_all([source], output_dir / "objects", flags)
+    objects += compile_all(emulator(), output_dir / "objects", own)
     program = output_dir / source.stem
-    run([CXX, *flags, *sanitize, *map(str, objects)], program)
+    run([CXX, *flags, *map(str, objects)], program)
     return program
 
 
@@ -90,21 +114,25 @@ def run(command: list[str], output: Path) -> None:
     sys.stderr.write(done.stderr)
 
 
-def build(output_dir: str | os.PathLike[str]) -> Path:
-    """The module in `output_dir`, to be imported as `_cuda` from there."""
+def build(output_dir: str | os.PathLike[str], *, sanitize: str = "") -> Path:
+    """The module in `output_dir`, to be imported as `_cuda` from there.
+
+    One built with a sanitizer needs `sanitizer_environment`.
+    """
     import pybind11
 
     output = Path(output_dir)
+    own, flags = compiler_flags(sanitize)
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    objects = compile_all(
-        sources(), output / "objects", [*FLAGS, '-DFASTMMD_CUDA_ARCHS="emulation"', *includes]
-    )
+    includes += ['-DFASTMMD_CUDA_ARCHS="emulation"']
+    objects = compile_all(sources(), output / "objects", [*flags, *includes])
+    objects += compile_all(emulator(), output / "objects", own)
     module = output / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     part = module.with_name(f"{module.name}.{os.getpid()}.part")
-    run([CXX, *FLAGS, "-shared", *map(str, objects)], part)
+    run([CXX, *flags, "-shared", *map(str, objects)], part)
     part.replace(module)
     return module
 
 
 if __name__ == "__main__":
-    print(build(sys.argv[1]))
+    print(build(sys.argv[1], sanitize=sys.argv[2] if len(sys.argv) > 2 else ""))

@@ -92,6 +92,17 @@ void* current_tracked() { return nullptr; }
 void track(void*) {}
 #endif
 
+// To AddressSanitizer: what lies in the first bytes from here on is not to be touched, the others
+// are free.
+#if defined(__SANITIZE_ADDRESS__)
+void forbid(char* memory, size_t forbidden, size_t free) {
+  __asan_poison_memory_region(memory, forbidden);
+  __asan_unpoison_memory_region(memory + forbidden, free);
+}
+#else
+void forbid(char*, size_t, size_t) {}
+#endif
+
 // From the calling fiber to the scheduler.
 void leave() {
   Fiber* self = worker->self;
@@ -159,6 +170,7 @@ bool do_transfers(Worker& w) {
 // What a block left behind that is a fault of the kernel.
 void check_ended(Worker& w) {
   for (Block& block : w.blocks) {
+    forbid(block.shared, 0, w.shared_capacity + canary_bytes);
     const std::string where = name(block.fibers[0]) + ": ";
     for (unsigned i = 0; i < canary_bytes; ++i) {
       if (static_cast<unsigned char>(block.shared[w.grid->shared_bytes + i]) == canary) continue;
@@ -199,8 +211,10 @@ void set_up_block(Worker& w, Block& block, unsigned rank, uint64_t linear) {
                  unsigned(linear / grid.size.x / grid.size.y)};
   block.rank = rank;
   block.shared = w.shared[rank];
+  forbid(block.shared, 0, w.shared_capacity + canary_bytes);
   std::memset(block.shared, poison, grid.shared_bytes);
   std::memset(block.shared + grid.shared_bytes, canary, canary_bytes);
+  forbid(block.shared + grid.shared_bytes, canary_bytes, 0);
   block.fibers.resize(grid.num_threads);
   block.warps.resize((grid.num_threads + 31) / 32);
   for (auto& meetings : block.warps) meetings.reserve(32);
@@ -214,9 +228,7 @@ void set_up_block(Worker& w, Block& block, unsigned rank, uint64_t linear) {
     fiber.thread = {i % grid.block.x, i / grid.block.x % grid.block.y,
                     i / grid.block.x / grid.block.y};
     fiber.tracked = stack.tracked;
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stack.memory, stack_bytes);  // what an abandoned launch left
-#endif
+    forbid(stack.memory, 0, stack_bytes);  // what an abandoned launch left
     prepare(fiber.context, stack.memory, enter);
     w.ready.push_back(&fiber);
   }

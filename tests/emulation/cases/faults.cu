@@ -1,5 +1,5 @@
-// Kernels with faults, which the emulator must report. With an argument: a race by that name, which
-// ThreadSanitizer must report.
+// Kernels with faults, which the emulator must report. With an argument: one by that name, which a
+// sanitizer must report.
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -102,7 +102,7 @@ void test_async_faults() {
   check(message_of("not initialised", no_init, 32), "an mbarrier that was not initialised");
 }
 
-// --- races: each of these must be reported by ThreadSanitizer
+// --- for ThreadSanitizer
 // ----------------------------------------
 
 __global__ void shared_race(int* out) {
@@ -140,13 +140,19 @@ __global__ void wgmma_race(float* out) {
   out[threadIdx.x] = d[0];
 }
 
-int race(const std::string& which) {
+// --- for AddressSanitizer ------------------------------------------------------------------------
+
+__global__ void past_global(int* out) { out[threadIdx.x] = 0; }
+
+int fault(const std::string& which) {
   int ints[32] = {};
   float floats[256] = {};
   if (which == "shared") launch(shared_race, 1, 32, 1024, nullptr, ints);
   else if (which == "global") launch(global_race, 2, 1, 0, nullptr, ints);
   else if (which == "reuse") launch(reuse_race, 1, 32, 1024, nullptr, floats, floats);
   else if (which == "wgmma") launch(wgmma_race, 1, 128, 8192, nullptr, floats);
+  else if (which == "past-shared") launch(past_shared, 1, 32, 1024, nullptr);
+  else if (which == "past-global") launch(past_global, 1, 64, 0, nullptr, ints);
   else return 2;
   return 0;
 }
@@ -154,7 +160,7 @@ int race(const std::string& which) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1) return race(argv[1]);
+  if (argc > 1) return fault(argv[1]);
   test_faults();
   test_missing_wait();
   test_async_faults();
