@@ -95,6 +95,13 @@ FASTMMD_PTX uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Stores 16 bytes at once, to an address that is a multiple of 16.
+FASTMMD_PTX void store16(void* global, uint4 words) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)),
+               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 // --- copies to shared memory behind the back of the thread (sm_80) -------------------------------
 
 // 16 bytes, both addresses multiples of 16.

@@ -41,6 +41,11 @@ inline void split_tf32(float x, uint32_t& hi, uint32_t& lo) {
 }
 inline uint32_t shared_address(const void* pointer) { return emulation::shared_address(pointer); }
 
+inline void store16(void* global, uint4 words) {
+  emulation::check_aligned(global, 16, "a store of 16 bytes");
+  std::memcpy(global, &words, 16);
+}
+
 // --- copies --------------------------------------------------------------------------------------
 
 inline void cp_async16(void* shared, const void* global) {
