@@ -39,8 +39,8 @@ class Journal:
         self.path = path
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with self.path.open("a") as file:  # behind what a process that was ended may have left
+            file.write("\n" + json.dumps(line) + "\n")
 
     def begin(self, entry: str) -> None:
         """Note that an entry begins."""
@@ -53,7 +53,10 @@ class Journal:
     def lines(self) -> Iterator[dict[str, Any]]:
         if self.path.exists():
             for line in self.path.read_text().splitlines():
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:  # empty, or half written
+                    continue
 
     def ended(self) -> dict[str, dict[str, Any]]:
         """What came of the entries that have ended, by entry."""

@@ -139,7 +139,7 @@ def supervised(
         [sys.executable, "-c", script, str(journal.path)],
         journal,
         tmp_path / "log",
-        lambda entry: 1.0,
+        lambda entry: 3.0,
         time.monotonic() + seconds,
         poll=0.02,
         cwd=repository,
@@ -152,7 +152,7 @@ def test_goes_on_after_what_hangs_or_crashes(repository: Path, tmp_path: Path) -
     assert status == "done"
     assert outcomes == {
         "first": "passed",
-        "hangs": "hung (over 1 s)",
+        "hangs": "hung (over 3 s)",
         "second": "passed",
         "crashes": "ended the process (status 11)",
         "third": "passed",
@@ -168,6 +168,18 @@ def test_is_cut_at_the_deadline(repository: Path, tmp_path: Path) -> None:
 def test_gives_up_without_progress(repository: Path, tmp_path: Path) -> None:
     status, outcomes = supervised(repository, tmp_path, "raise SystemExit(3)", 60)
     assert (status, outcomes) == ("failed (status 3)", {})
+
+
+def test_half_a_line_is_passed_over(tmp_path: Path) -> None:
+    from benchmarks.gpu_journal import Journal
+
+    journal = Journal(tmp_path / "journal")
+    journal.begin("first")
+    with journal.path.open("a") as file:
+        file.write('{"end": "fir')
+    assert journal.open()
+    journal.end("first", "passed")
+    assert list(journal.ended()) == ["first"]
 
 
 TESTS = """
