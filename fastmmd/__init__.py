@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmd.classwise import class_conditional_mmd2, local_mmd2
 from fastmmd.correlation import coral
+from fastmmd.directions import MeanDifferenceProjection
 from fastmmd.functional import (
     contributions,
     energy_distance,
@@ -65,6 +66,7 @@ __all__ = [
     "LocalMMDLoss",
     "MMDLoss",
     "Matern",
+    "MeanDifferenceProjection",
     "Polynomial",
     "RationalQuadratic",
     "RunningBandwidth",
