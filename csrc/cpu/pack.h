@@ -53,8 +53,8 @@ struct Packing {
 
   // ---- packing ----
 
-  static void pack(const Plan<T>& plan, const Factor<T>& f, const Sample& x, Dtype dtype,
-                   const Block& block) {
+  static void pack_features(const Plan<T>& plan, const Factor<T>& f, const Sample& x, Dtype dtype,
+                            const Block& block) {
     const FlushSubnormals flush;
     const T scale = f.scale;
     const Panels& panels = f.feature_panels;
@@ -78,6 +78,13 @@ struct Packing {
         }
       });
     }
+  }
+
+  static void pack(const Plan<T>& plan, const Factor<T>& f, const Sample& x, Dtype dtype,
+                   const Block& block) {
+    const FlushSubnormals flush;
+    const Panels& panels = f.feature_panels;
+    pack_features(plan, f, x, dtype, block);
     if (f.geometry == Geometry::cosine) normalise(plan, f, block);
 
     const Panels rows = row_panels(block);

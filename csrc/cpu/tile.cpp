@@ -13,6 +13,7 @@
 // Nothing here may instantiate inline functions of the standard library: the linker keeps one copy
 // of those for the whole module, and it could be one with instructions the machine lacks.
 
+#include "cpu/rotations.h"
 #include "cpu/values.h"
 
 namespace fastmmd::cpu::FASTMMD_ISA {
@@ -369,6 +370,13 @@ struct Loop : Values<T> {
       .add_row_sums = Values<T>::add_row_sums,
       .multiply = Values<T>::multiply,
       .add_forms = Values<T>::add_forms,
+      .pack_features = P::pack_features,
+      .add_rotations = Rotations<T>::add_rotations,
+      .rotate = Rotations<T>::rotate,
+      .multiply_transposed = Rotations<T>::multiply_transposed,
+      .project = Rotations<T>::project,
+      .project_back = Rotations<T>::project_back,
+      .unpack_columns = Rotations<T>::unpack_columns,
   };
 };
 

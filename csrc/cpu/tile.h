@@ -17,6 +17,7 @@
 
 #include "estimators.h"
 #include "mmd.h"
+#include "random_features.h"
 
 namespace fastmmd::cpu {
 
@@ -92,6 +93,16 @@ struct Scratch {
   T* terms;   // [2, max_terms, lanes]
 };
 
+// Rates of angles, such that chains of them double: chain c is rate[first[c]] and its doubles.
+template <class T>
+struct Rates {
+  int count, chains;
+  T largest;  // magnitude
+  T rate[max_rates];
+  int place[max_rates];  // among the rates as they were given
+  int first[max_rates + 1];
+};
+
 // The functions of one instruction set.
 template <class T>
 struct TileKernels {
@@ -136,6 +147,23 @@ struct TileKernels {
   // signs: bit b of signs[i] chooses between v_ib = 1 and v_ib = minus, by domain.
   void (*add_forms)(const Block& I, const Block& J, const Scratch<T>&, int width,
                     const uint64_t* signs, T minus, double factor, T* room, double* sums);
+
+  // Of random features; the tiles are projections, their rows frequencies and their columns points.
+  // As pack(), but `features` alone.
+  void (*pack_features)(const Plan<T>&, const Factor<T>&, const Sample& x, Dtype dtype,
+                        const Block&);
+  void (*add_rotations)(const T* tile, int64_t ld, int64_t rows, const Rates<T>&, const T* weights,
+                        bool moments, double* sums, int64_t stride);
+  void (*rotate)(T* tile, int64_t ld, int64_t rows, const Rates<T>&, const T* weights, const T* p,
+                 const T* q, T* column_sums);
+  void (*multiply_transposed)(const T* tile, int64_t ld, int64_t rows, int64_t summed,
+                              const Panels&, const T* v, int64_t v_rows, int64_t v_row, T* out,
+                              int64_t columns);
+  void (*project)(const Block& J, const T* columns, int64_t d, const int8_t* signs, int64_t width,
+                  const T* radii, int64_t rows, T* room, T* tile);
+  void (*project_back)(const Block& J, T* columns, int64_t d, const int8_t* signs, int64_t width,
+                       const T* radii, int64_t rows, T* room, const T* tile);
+  void (*unpack_columns)(const Block& J, const T* columns, int64_t d, T* out);
 };
 
 #define FASTMMD_DECLARE_KERNELS(isa)           \

@@ -1,0 +1,233 @@
+// Points and frequencies of random features, from rows in memory to tiles of projections.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "cpu/points.h"
+#include "random_features.h"
+
+namespace fastmmd::cpu {
+
+// Rates in an order in which as many as possible are twice the one before. Doubling an angle
+// doubles its error, so a chain has few links.
+template <class T>
+Rates<T> chained(const double* rates, int count) {
+  constexpr int longest = 4;
+  Rates<T> r;
+  r.count = count;
+  r.chains = 0;
+  r.largest = 0;
+  int sorted[max_rates];
+  bool taken[max_rates] = {};
+  std::iota(sorted, sorted + count, 0);
+  std::stable_sort(sorted, sorted + count, [&](int a, int b) { return rates[a] < rates[b]; });
+  int k = 0;
+  for (int first = 0; first < count; ++first) {
+    if (taken[first]) continue;
+    r.first[r.chains++] = k;
+    int at = first;
+    for (int link = 1;; ++link) {
+      taken[at] = true;
+      r.place[k] = sorted[at];
+      r.rate[k++] = T(rates[sorted[at]]);
+      const double twice = 2 * rates[sorted[at]];
+      int next = at + 1;
+      while (next < count &&
+             (taken[next] || !(std::abs(rates[sorted[next]] - twice) <= 1e-14 * std::abs(twice))))
+        ++next;
+      if (next == count || link == longest) break;
+      at = next;
+    }
+  }
+  r.first[r.chains] = k;
+  for (k = 0; k < count; ++k) {
+    const T size = std::abs(r.rate[k]);
+    if (!(size <= r.largest)) r.largest = size;  // NaN, too
+  }
+  return r;
+}
+
+// Rows in blocks of one size.
+struct Rows {
+  int64_t rows, block, unit, lanes;
+
+  int64_t blocks() const { return round_up(rows, block) / block; }
+  int64_t padded() const { return round_up(rows, unit); }
+  Block at(int64_t b) const {
+    const int64_t first = b * block, count = std::min(block, rows - first);
+    return {first, first, int(count), int(round_up(count, unit) / lanes), 0};
+  }
+};
+
+// Points and frequencies as the tiles read them.
+template <class T>
+class Projections {
+ public:
+  // `all`: points are packed once, for whoever needs them; else each thread packs a block.
+  Projections(const FeatureArgs& given, bool all, bool with_features)
+      : args(given),
+        tiles(tile_kernels<T>()),
+        arena(given.workspace),
+        team(given.interrupted, given.interrupted_context),
+        all_(all),
+        features_kept_(all && with_features) {
+    const int64_t n = args.x.rows, F = args.frequencies.rows, unit = tiles.row_unit;
+    structured = args.transforms.signs || args.transforms.width;
+    const int64_t rows = structured ? args.transforms.width : rows_of_tile;
+    int64_t columns = tile_bytes / (rows * int64_t(sizeof(T))) / 96 * 96;
+    columns = std::clamp<int64_t>(columns, 96, columns_of_tile);
+    frequencies = {F, round_up(std::min(rows, structured ? rows : F), unit), unit, tiles.lanes};
+    points = {n, round_up(std::min(columns, n), unit), unit, tiles.lanes};
+    panels = {round_up(args.d, tiles.lanes) / tiles.lanes, tiles.panel_vectors};
+    const double work = double(n) * double(F) * double(args.d + 40);
+    threads = std::max(1, int(std::min<double>(args.threads, work / 2e6 + 1)));
+
+    const int64_t width = panels.vectors * tiles.lanes, d = args.d;
+    rates = chained<T>(args.rates, args.rates ? args.num_rates : 0);
+    rounded_ = arena.take<double>(d);
+    zeros_ = arena.take<double>(d);
+    weights = arena.take<T>(points.padded());
+    radii = arena.take<T>(structured ? F : 0);
+    packed = arena.take<T>(structured ? 0 : frequencies.padded() * width);
+    columns_ = arena.take<T>(all ? points.padded() * d : 0);
+    features_ = arena.take<T>(features_kept_ ? points.padded() * width : 0);
+    for (int t = 0; t < threads; ++t) {
+      Room r;
+      r.tile = arena.take<T>(frequencies.block * points.block);
+      r.features = arena.take<T>(features_kept_ ? 0 : points.block * width);
+      r.columns = arena.take<T>(all ? 0 : points.block * d);
+      r.butterflies =
+          arena.take<T>(structured ? args.transforms.width * tiles.panel_vectors * tiles.lanes : 0);
+      if (t == 0) room_ = r;
+      if (t == 1) stride_ = reinterpret_cast<char*>(r.tile) - reinterpret_cast<char*>(room_.tile);
+    }
+  }
+
+  struct Room {
+    T *tile, *features, *columns, *butterflies;
+  };
+
+  Room room(int rank) const {
+    Room r = room_;
+    for (T** piece : {&r.tile, &r.features, &r.columns, &r.butterflies})
+      *piece = reinterpret_cast<T*>(reinterpret_cast<char*>(*piece) + rank * stride_);
+    return r;
+  }
+
+  // Packs all that is shared, the points about `center`. Every rank calls this.
+  void prepare(int rank, const double* center) {
+    team.share(rounding_, rank, 1, [&](int64_t) {
+      for (int64_t k = 0; k < args.d; ++k) {
+        rounded_[k] = double(T(center[k]));
+        zeros_[k] = 0;
+      }
+      const double scale = double(args.x.rows);  // mean 1: sums are in the range of a few numbers
+      for (int64_t i = 0; i < points.padded(); ++i)
+        weights[i] = i >= points.rows ? T(0) : T(args.x.weights ? args.x.weights[i] * scale : 1);
+      for (int64_t j = 0; structured && j < frequencies.rows; ++j)
+        radii[j] = T(args.transforms.radii[j]);
+    });
+    const Room r = room(rank);
+    const int64_t shared = all_ ? points.blocks() : 0;
+    team.share(packing_, rank, shared + (structured ? 0 : frequencies.blocks()), [&](int64_t b) {
+      if (b < shared) pack_points(points.at(b), r);
+      else pack_frequencies(frequencies.at(b - shared));
+    });
+  }
+
+  // The points of a block, in the order that projections read; packed here if not before.
+  const T* columns_of(int64_t b, const Room& r) {
+    if (all_) return columns_ + points.at(b).row * args.d;
+    pack_points(points.at(b), r);
+    return r.columns;
+  }
+
+  // All points in the order in which products read them.
+  const T* features() const { return features_; }
+
+  // The tile of frequencies I and the points J that are packed in `columns`.
+  void project(int64_t i, const Block& J, const T* columns, const Room& r) const {
+    const Block I = frequencies.at(i);
+    if (structured) {
+      tiles.project(J, columns, args.d, signs(i), args.transforms.width, radii + I.row, I.rows,
+                    r.butterflies, r.tile);
+      return;
+    }
+    Plan<T> plan{};
+    plan.padded_rows = frequencies.padded();
+    Factor<T> f = factor();
+    f.features = packed;
+    f.columns = const_cast<T*>(columns);
+    Block at_0 = J;
+    at_0.row = 0;
+    tiles.statistics(plan, f, I, at_0, r.tile);
+  }
+
+  const int8_t* signs(int64_t i) const {
+    return args.transforms.signs + i * 3 * args.transforms.width;
+  }
+
+  const FeatureArgs args;
+  const TileKernels<T>& tiles;
+  Arena arena;
+  Team team;
+  bool structured;
+  Rows frequencies, points;
+  Panels panels;
+  int threads;
+  Rates<T> rates;
+  T *weights, *radii, *packed;
+
+ private:
+  // A tile, the points that it reads and what is added up over it stay in the L2 cache.
+  static constexpr int64_t rows_of_tile = 128, columns_of_tile = 384, tile_bytes = 1 << 19;
+
+  Factor<T> factor() const {
+    Factor<T> f{};
+    f.d = args.d;
+    f.geometry = Geometry::dot;
+    f.feature_panels = panels;
+    f.scale = 1;
+    return f;
+  }
+
+  void pack_points(const Block& block, const Room& r) {
+    Plan<T> plan{};
+    Factor<T> f = factor();
+    f.mean = rounded_;
+    Block to = block;
+    if (features_kept_) {
+      plan.padded_rows = points.padded();
+      f.features = features_;
+      f.columns = columns_;
+    } else {
+      plan.padded_rows = int64_t(block.vectors) * tiles.lanes;
+      f.features = r.features;
+      f.columns = all_ ? columns_ + block.row * args.d : r.columns;
+      to.row = 0;
+    }
+    tiles.pack(plan, f, args.x, args.dtype, to);
+  }
+
+  void pack_frequencies(const Block& block) {
+    Plan<T> plan{};
+    plan.padded_rows = frequencies.padded();
+    Factor<T> f = factor();
+    f.mean = zeros_;
+    f.features = packed;
+    tiles.pack_features(plan, f, args.frequencies, sizeof(T) == 8 ? Dtype::float64 : Dtype::float32,
+                        block);
+  }
+
+  bool all_, features_kept_;
+  double *rounded_, *zeros_;
+  T *columns_, *features_;
+  Room room_;
+  ptrdiff_t stride_ = 0;
+  Phase rounding_, packing_;
+};
+
+}  // namespace fastmmd::cpu

@@ -1,0 +1,95 @@
+// Sines and cosines of vectors.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace fastmmd::cpu::FASTMMD_ISA {
+namespace {
+
+template <class T>
+struct Angles {
+  static constexpr bool single = sizeof(T) == 4;
+#if defined(__FMA__)
+  static constexpr bool fused = true;
+#else
+  static constexpr bool fused = false;
+#endif
+  // Beyond this, the multiple of pi / 2 has too many bits for the reduction below.
+  static constexpr T largest = single ? (fused ? T(1 << 20) : T(1 << 13)) : T(1 << 20);
+};
+
+// sin(x) and cos(x) for |x| <= Angles<T>::largest, absolute error about one unit in the last place
+// of 1; NaN stays NaN.
+//
+// x = n pi / 2 + r with |r| <= pi / 4, by parts of pi / 2 of which n times the first are exact
+// (with fused multiply-adds, the differences are). Both series are evaluated, and the last two bits
+// of n say which is which and of what sign. n is made by adding a number so large that the sum is
+// rounded to an integer. The series are those of Cephes (float32) and fdlibm (float64).
+template <class T, int count>
+FASTMMD_INLINE void sincos(const Many<T, count>& x, Many<T, count>& sine, Many<T, count>& cosine) {
+  using M = Many<T, count>;
+  using V = typename M::V;
+  using I = typename M::I;
+  constexpr bool single = sizeof(T) == 4;
+  constexpr T magic = single ? T(12582912) : T(6755399441055744);
+  const M shifted = magic + T(0.63661977236758134308) * x;
+  const M n = M::each([&](int u) { return shifted.part[u] - magic; });
+  M r;
+  if constexpr (!single) {
+    r = x - T(1.57079632673412561417e+00) * n;
+    r -= T(6.07710050630396597660e-11) * n;
+    r -= T(2.02226624879595063154e-21) * n;
+  } else if constexpr (Angles<T>::fused) {
+    r = x - T(1.57079637050628662109375f) * n;
+    r -= T(-4.37113900018624283e-8) * n;
+    r -= T(-1.71512489e-15) * n;
+  } else {
+    r = x - T(1.5703125) * n;
+    r -= T(4.837512969970703125e-4) * n;
+    r -= T(7.54978995489188216e-8) * n;
+  }
+  const M z = r * r;
+  M s, c;
+  if constexpr (single) {
+    s = T(8.3321608736e-3) + T(-1.9515295891e-4) * z;
+    s = T(-1.6666654611e-1) + s * z;
+    c = T(-1.388731625493765e-3) + T(2.443315711809948e-5) * z;
+    c = T(4.166664568298827e-2) + c * z;
+  } else {
+    s = T(-2.50507602534068634195e-08) + T(1.58969099521155010221e-10) * z;
+    s = T(2.75573137070700676789e-06) + s * z;
+    s = T(-1.98412698298579493134e-04) + s * z;
+    s = T(8.33333333332248946124e-03) + s * z;
+    s = T(-1.66666666666666324348e-01) + s * z;
+    c = T(2.08757232129817482790e-09) + T(-1.13596475577881948265e-11) * z;
+    c = T(-2.75573143513906633035e-07) + c * z;
+    c = T(2.48015872894767294178e-05) + c * z;
+    c = T(-1.38888888888741095749e-03) + c * z;
+    c = T(4.16666666666666019037e-02) + c * z;
+  }
+  s = r + r * (z * s);
+  c = T(1) + z * (T(-0.5) + z * c);
+  constexpr int sign = 8 * int(sizeof(T)) - 2;
+#pragma GCC unroll 8
+  for (int u = 0; u < count; ++u) {
+    const I quarter = I(shifted.part[u]);
+    const I odd = (quarter & 1) != 0;
+    const I of_sine = (quarter & 2) << sign, of_cosine = ((quarter + 1) & 2) << sign;
+    sine.part[u] = V(I(odd ? c.part[u] : s.part[u]) ^ of_sine);
+    cosine.part[u] = V(I(odd ? s.part[u] : c.part[u]) ^ of_cosine);
+  }
+}
+
+// The same for any x, one number at a time.
+template <class T, int count>
+__attribute__((noinline)) void sincos_of_any(const Many<T, count>& x, Many<T, count>& sine,
+                                             Many<T, count>& cosine) {
+  for (int u = 0; u < count; ++u)
+    for (int i = 0; i < Simd<T>::lanes; ++i) {
+      sine.part[u][i] = T(__builtin_sin(double(x.part[u][i])));
+      cosine.part[u][i] = T(__builtin_cos(double(x.part[u][i])));
+    }
+}
+
+}  // namespace
+}  // namespace fastmmd::cpu::FASTMMD_ISA
