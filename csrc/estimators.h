@@ -93,7 +93,9 @@ FASTMMD_INLINE Divisors divisors(Estimator estimator, int64_t rows_x, int64_t ro
     case Estimator::cross: by.across = 2 * n * m; break;
     default: by.across = -n * m;
   }
-  for (double* divisor : {&by.within[0], &by.within[1], &by.across}) *divisor /= share;
+  by.within[0] /= share;
+  by.within[1] /= share;
+  by.across /= share;
   return by;
 }
 
