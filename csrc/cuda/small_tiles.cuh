@@ -1,0 +1,285 @@
+// The second launch for small samples: R rows against all, see small.cuh.
+#pragma once
+
+#include "cuda/small_resolve.cuh"
+
+namespace fastmmd::cuda {
+
+// The dynamic shared memory of small_tiles_kernel.
+template <int R>
+struct SmallRoom {
+  static constexpr int room_floats = product_threads<R> * 16, norm_floats = product_threads<R> * 4;
+  float* room;       // [shares][4][columns] what threads have summed up
+  float* norm_room;  // [shares][padded]
+  float* w;          // [padded][R] products, distances, gradient weights
+  float* norms;      // [padded]
+  float* weights;    // [padded]
+
+  __device__ SmallRoom(char* shared, int padded) {
+    room = reinterpret_cast<float*>(shared);
+    norm_room = room + room_floats;
+    w = norm_room + norm_floats;
+    norms = w + padded * R;
+    weights = norms + padded;
+  }
+  static constexpr size_t bytes(int padded) {
+    return (room_floats + norm_floats + size_t(padded) * (R + 2)) * sizeof(float);
+  }
+};
+
+// add(n, a, b) for n = 0, 1, ... count - 1: R floats from `rows`, of which all threads of a warp
+// read the same, and four from `own`, of which `ahead` are in flight. Zeros fill up the last round.
+template <int R, int ahead, class Add>
+__device__ __forceinline__ void small_loop(int count, const float* rows, int64_t rows_step,
+                                           const float* own, int64_t own_step, const Add& add) {
+#pragma unroll 1
+  for (int n = 0; n < count; n += ahead) {
+    float4 b[ahead];
+    float a[ahead][R] = {};
+#pragma unroll
+    for (int u = 0; u < ahead; ++u) {
+      b[u] = {0, 0, 0, 0};
+      if (n + u >= count) continue;
+      b[u] = *reinterpret_cast<const float4*>(own + (n + u) * own_step);
+#pragma unroll
+      for (int r = 0; r < R; r += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(rows + (n + u) * rows_step + r);
+        a[u][r] = four.x, a[u][r + 1] = four.y, a[u][r + 2] = four.z, a[u][r + 3] = four.w;
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < ahead; ++u) add(n + u, a[u], b[u]);
+  }
+}
+
+__device__ __forceinline__ void multiply_add(float4& sum, float a, const float4& b) {
+  sum.x = fmaf(a, b.x, sum.x);
+  sum.y = fmaf(a, b.y, sum.y);
+  sum.z = fmaf(a, b.z, sum.z);
+  sum.w = fmaf(a, b.w, sum.w);
+}
+
+// use(r, c, sum over shares of sum[r]'s element c), r a row of the block and c one of `columns`
+// columns. Each share's threads hold four columns each. By the product threads.
+template <int R, class Use>
+__device__ __forceinline__ void add_shares(const float4 (&sum)[R], int share, int shares, int four,
+                                           int columns, float* room, const Use& use) {
+#pragma unroll
+  for (int r = 0; r < R; r += 4) {
+    if (r) ptx::named_barrier_sync(products_barrier, product_threads<R>);
+    if (share < shares)
+#pragma unroll
+      for (int h = 0; h < 4; ++h)
+        *reinterpret_cast<float4*>(room + (share * 4 + h) * columns + four) = sum[r + h];
+    ptx::named_barrier_sync(products_barrier, product_threads<R>);
+    for (int e = threadIdx.x; e < 4 * columns; e += product_threads<R>) {
+      const int h = e / columns, c = e - h * columns;
+      float total = 0;
+#pragma unroll 4
+      for (int of = 0; of < shares; ++of) total += room[(of * 4 + h) * columns + c];
+      use(r + h, c, total);
+    }
+  }
+}
+
+// w[j][r] = <z_I+r, z_j>, with the norms; or, from differences, |z_I+r - z_j|^2.
+template <int R, bool differences>
+__device__ __forceinline__ void small_products(const Small& s, const SmallResolved& resolved,
+                                               int64_t b, int I, const SmallRoom<R>& rooms) {
+  const int fours = s.padded / 4, shares = product_threads<R> / fours;
+  const int share = int(threadIdx.x) / fours, j = (int(threadIdx.x) - share * fours) * 4;
+  const float* const columns = s.columns + b * s.width * s.padded;
+  float4 sum[R], norm{0, 0, 0, 0};
+#pragma unroll
+  for (int r = 0; r < R; ++r) sum[r] = {0, 0, 0, 0};
+  if (share < shares)
+    // The block's own rows are a part of all, and come from the L1 cache.
+    small_loop<R, differences ? 2 : small_ahead>(
+        (s.d - share + shares - 1) / shares, columns + int64_t(share) * s.padded + I,
+        int64_t(shares) * s.padded, columns + int64_t(share) * s.padded + j,
+        int64_t(shares) * s.padded, [&](int n, const float (&a)[R], const float4& of_j) {
+          if constexpr (differences) {
+            float scale = 1;
+            if (!resolved.plain)
+              scale = ldexpf(
+                  1, s.exponent[b * s.slices + min(share + n * shares, s.d - 1) / small_columns] -
+                         resolved.exponent);
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+              const float4 D{(a[r] - of_j.x) * scale, (a[r] - of_j.y) * scale,
+                             (a[r] - of_j.z) * scale, (a[r] - of_j.w) * scale};
+              sum[r].x = fmaf(D.x, D.x, sum[r].x);
+              sum[r].y = fmaf(D.y, D.y, sum[r].y);
+              sum[r].z = fmaf(D.z, D.z, sum[r].z);
+              sum[r].w = fmaf(D.w, D.w, sum[r].w);
+            }
+          } else {
+#pragma unroll
+            for (int r = 0; r < R; ++r) multiply_add(sum[r], a[r], of_j);
+            norm.x = fmaf(of_j.x, of_j.x, norm.x);
+            norm.y = fmaf(of_j.y, of_j.y, norm.y);
+            norm.z = fmaf(of_j.z, of_j.z, norm.z);
+            norm.w = fmaf(of_j.w, of_j.w, norm.w);
+          }
+        });
+  if (!differences && share < shares)
+    *reinterpret_cast<float4*>(rooms.norm_room + share * s.padded + j) = norm;
+  add_shares<R>(sum, share, shares, j, s.padded, rooms.room,
+                [&](int r, int c, float total) { rooms.w[c * R + r] = total; });
+  if (!differences)
+    for (int i = threadIdx.x; i < s.padded; i += product_threads<R>) {
+      float total = 0;
+#pragma unroll 4
+      for (int of = 0; of < shares; ++of) total += rooms.norm_room[of * s.padded + i];
+      rooms.norms[i] = total;
+    }
+}
+
+template <bool gaussian>
+__device__ __forceinline__ void small_evaluate(const Segment<float>* segments, int count, float D,
+                                               float& k, float& dk) {
+  using Math = DeviceMath<float>;
+  k = dk = 0;
+  for (int i = 0; i < count; ++i)
+    if constexpr (gaussian) Gaussian::grad<Math>(D, segments[i], k, dk);
+    else
+      dispatch(segments[i].family,
+               [&](auto family) { decltype(family)::template grad<Math>(D, segments[i], k, dk); });
+}
+
+template <int R, bool gaussian>
+__global__ void __launch_bounds__(small_threads<R>)
+    small_tiles_kernel(const __grid_constant__ Small s) {
+  static_assert(R % 4 == 0 && 32 % R == 0);
+  __shared__ Segment<float> segments[small_terms];
+  __shared__ SmallResolved resolved;
+  __shared__ SmallRowSums<R> row_sums;
+  const SmallRoom<R> rooms(dynamic_shared(), s.padded);
+  const int64_t b = blockIdx.z;
+  const int I = int(blockIdx.x) * R, count = s.count();
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const bool multiplies = threadIdx.x < product_threads<R>;
+  if (multiplies) small_products<R, false>(s, resolved, b, I, rooms);
+  else small_resolve(s, b, segments, resolved, rooms.weights);
+  __syncthreads();
+
+  // Elements of w, of which each thread has those of one row.
+  const int r = int(threadIdx.x) % R, i = I + r, elements = s.padded * R;
+  bool again = !resolved.plain;
+  if (multiplies)
+    for (int e = threadIdx.x; e < elements; e += product_threads<R>) {
+      const int j = e / R;
+      const float norms = rooms.norms[i] + rooms.norms[j];
+      float D = norms - 2 * rooms.w[e];
+      D = D < 0 || i == j ? 0.0f : D;  // NaN stays
+      again |= i != j && D < float(near) * (norms - resolved.near_offset);
+      rooms.w[e] = D;
+    }
+  const bool apart = __syncthreads_or(again);
+  if (apart) {
+    if (multiplies) small_products<R, true>(s, resolved, b, I, rooms);
+    __syncthreads();
+  }
+
+  if (multiplies) {
+    double same = 0, across = 0, pull = 0;
+    const int domain = s.domain(i);
+    const float a_i = i < count ? rooms.weights[i] : 0.0f;
+    for (int e = threadIdx.x; e < elements; e += product_threads<R>) {
+      const int j = e / R;
+      float g = 0;
+      if (i < count && j < count && i != j) {
+        const bool other = s.domain(j) != domain;
+        const float a = rooms.weights[j];
+        float k, dk;
+        small_evaluate<gaussian>(segments, resolved.num_segments, rooms.w[e], k, dk);
+        g = resolved.slope[other ? 2 : domain] * (a_i * a) * dk;
+        (other ? across : same) += double(a * k);
+        pull += double(g);
+      }
+      rooms.w[e] = g;
+    }
+#pragma unroll
+    for (int step = 16; step >= R; step /= 2) {
+      same += __shfl_xor_sync(0xffffffffu, same, step);
+      across += __shfl_xor_sync(0xffffffffu, across, step);
+      pull += __shfl_xor_sync(0xffffffffu, pull, step);
+    }
+    if (lane < R) {
+      row_sums[0][lane][warp] = same;
+      row_sums[1][lane][warp] = across;
+      row_sums[2][lane][warp] = pull;
+    }
+  }
+  __syncthreads();
+  if (!multiplies) {
+    if (blockIdx.y == 0) small_finish<R>(s, resolved, b, I, row_sums, rooms.weights);
+    return;
+  }
+  const int last = I + R < count ? I + R : count;
+  const bool moves[2] = {s.out.v_x && !s.domain(I), s.out.v_y && s.domain(last - 1)};
+  if (!moves[0] && !moves[1]) return;
+
+  // v_i = sum_j g_ij z_j - z_i sum_j g_ij, in the units of the rows as given.
+  float* const pulls = rooms.norms;
+  if (threadIdx.x < R) {
+    double pull = 0;
+    for (int of = 0; of < product_threads<R> / 32; ++of) pull += row_sums[2][threadIdx.x][of];
+    pulls[threadIdx.x] = float(apart ? 0 : pull);
+  }
+  const float* const z = s.z + b * s.padded * s.width;
+  const int begin = int(blockIdx.y) * s.chunk;
+  const int end = begin + s.chunk < s.width ? begin + s.chunk : s.width;
+  for (int k = begin; k < end; k += small_chunk) {
+    const int columns = end - k < small_chunk ? end - k : small_chunk, fours = columns / 4;
+    const int most = product_threads<R> / fours, shares = most < count ? most : count;
+    const int share = int(threadIdx.x) / fours, four = (int(threadIdx.x) - share * fours) * 4;
+    const int terms = (count - share + shares - 1) / shares;
+    const float* const from = z + int64_t(share) * s.width + k + four;
+    const float* const g = rooms.w + share * R;
+    float4 sum[R];
+#pragma unroll
+    for (int h = 0; h < R; ++h) sum[h] = {0, 0, 0, 0};
+    if (share < shares) {
+      if (!apart) {
+        small_loop<R, small_ahead>(terms, g, shares * R, from, int64_t(shares) * s.width,
+                                   [&](int, const float (&g_j)[R], const float4& z_j) {
+#pragma unroll
+                                     for (int h = 0; h < R; ++h) multiply_add(sum[h], g_j[h], z_j);
+                                   });
+      } else {  // near rows may have g without bound: no product but of their difference
+        const float* const own = z + int64_t(I) * s.width + k + four;
+        small_loop<R, 2>(
+            terms, g, shares * R, from, int64_t(shares) * s.width,
+            [&](int, const float (&g_j)[R], const float4& z_j) {
+#pragma unroll
+              for (int h = 0; h < R; ++h) {
+                const float4 z_i = *reinterpret_cast<const float4*>(own + int64_t(h) * s.width);
+                multiply_add(sum[h], g_j[h],
+                             {z_j.x - z_i.x, z_j.y - z_i.y, z_j.z - z_i.z, z_j.w - z_i.w});
+              }
+            });
+      }
+    }
+    if (k > begin) ptx::named_barrier_sync(products_barrier, product_threads<R>);
+    add_shares<R>(sum, share, shares, four, columns, rooms.room, [&](int h, int c, float total) {
+      const int row = I + h, column = k + c;
+      if (row >= count || column >= s.d) return;
+      const int of = s.domain(row);
+      float* const v = static_cast<float*>(of ? s.out.v_y : s.out.v_x);
+      if (!v) return;
+      const int64_t at = (of ? b * s.rows.m + row - s.rows.n : b * s.rows.n + row) * s.d + column;
+      float pulled = total - pulls[h] * z[int64_t(row) * s.width + column];
+      if (s.estimator != Estimator::cross && resolved.equal) pulled = 0;
+      if (resolved.plain) {
+        v[at] = pulled * (1 / resolved.gain);
+      } else {  // the power of two by itself may be beyond float32
+        const int exponent = s.exponent[b * s.slices + column / small_columns];
+        v[at] =
+            float(ldexp(double(pulled) / double(resolved.gain), exponent - 2 * resolved.exponent));
+      }
+    });
+  }
+}
+
+}  // namespace fastmmd::cuda
