@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.gpu_journal import Journal, end_group, supervise
 from benchmarks.gpu_machine import (
     COMMIT,
+    ROOT,
     commit_of,
     digest,
     driver,
@@ -35,7 +36,6 @@ from benchmarks.gpu_machine import (
 )
 from benchmarks.gpu_report import markdown
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = ROOT / "build" / "gpu-check"
 # Seconds at most. What a phase leaves goes to the last.
 BUDGETS = {"build": 170.0, "tests": 110.0, "sanitizer": 70.0, "bench": 160.0}

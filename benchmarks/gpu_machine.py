@@ -10,6 +10,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "FASTMMD_COMMIT"  # the variable that names it where there is no repository
 
 

@@ -81,14 +81,18 @@ def work(n: int, d: int, road: Road, gradients: bool) -> Work:
     depth = _roads.round_up(d, _roads.DEPTH_UNIT)
     # Tiles on the diagonal are made whole.
     triangle = rows * (rows + _roads.BLOCK_ROWS) / 2
-    inner, outer = 2.0 * depth * triangle, 2.0 * d * rows**2 * gradients
+    inner, outer = 2.0 * depth * triangle, 2.0 * d * rows**2
     symmetric = "inner products"
-    if road.mode in (FUSED, SMALL):
-        inner, outer = 2.0 * depth * rows**2, 2.0 * depth * rows**2 * gradients
+    if road.mode == FUSED:
+        inner, outer = (2.0 * depth * rows**2,) * 2
+        symmetric = "none"
+    if road.mode == SMALL:  # inner products again for each share of the gradient's columns
+        inner, outer = (2.0 * d * (2 * n) ** 2,) * 2
         symmetric = "none"
     if road.operand == _roads.TF32X3:
         inner *= 3
-        # That of a panel is a product of float32 matrices.
+        # Of panels, a product of float32 matrices.
         outer *= 1 if road.mode == PANELS else 3
+    executed = inner + outer * gradients
     name = f"{road.mode}, {PRODUCTS[road.products]} of {OPERANDS[road.operand]}"
-    return Work(name, inner + outer, symmetric)
+    return Work(name, executed, symmetric)

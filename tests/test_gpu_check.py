@@ -321,6 +321,26 @@ def test_arithmetic_of_a_road(
         assert found.executed == pytest.approx(times * Cell(n, d, 0).flop("gradients"), rel=0.02)
 
 
+def test_floors_of_the_documentation() -> None:
+    from benchmarks import gpu_floors
+
+    written = gpu_floors.in_page(gpu_floors.PAGE.read_text())
+    assert written == gpu_floors.section(), "run: python -m benchmarks.gpu_floors --write"
+
+
+def test_floors_beside_what_was_measured() -> None:
+    from benchmarks import gpu_floors
+
+    made = gpu_floors.rates_of_the_sheet()
+    made["rows"]["tf32"] = {"records": [lane("fastmmd", [2e-3, 1e-3, 3e-3])]}
+    case = gpu_floors.CASES["tf32"]
+    assert gpu_floors.floors(case, made) == pytest.approx(
+        (206.2e9 / 495e12, 33.55e6 / 3.35e12), rel=1e-3
+    )
+    assert gpu_floors.floors(case, {"rows": {}}) is None
+    assert "| arithmetic | 2.00 |" in gpu_floors._table(made, with_times=True)
+
+
 def test_an_empty_run_has_a_table() -> None:
     from benchmarks.gpu_report import markdown
 
