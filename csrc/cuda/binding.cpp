@@ -9,6 +9,11 @@
 #include "arguments.h"
 #include "cuda/device.h"
 #include "cuda/mmd.h"
+#include "cuda/small.h"
+
+namespace fastmmd::cuda {
+size_t fused_workspace(const Mmd2Args& args, const Mmd2Out& out, const Launch& launch);
+}
 
 namespace py = pybind11;
 using namespace fastmmd;
@@ -74,6 +79,13 @@ class Mmd2 {
   Mmd2(const Mmd2&) = delete;
 
   cuda::Mmd2 pass() const { return {args_, out_, launch_}; }
+
+  // Of the road that takes the pass as a whole, or of the general one.
+  size_t workspace() const { return pass().workspace(); }
+  size_t small_workspace() const { return cuda::small_workspace(args_, out_); }
+  size_t fused_workspace() const {  // it goes on behind that of the general one
+    return workspace() + cuda::fused_workspace(args_, out_, launch_);
+  }
 
   void set_workspace(uintptr_t workspace) { args_.workspace = pointer<void>(workspace); }
 
@@ -179,7 +191,9 @@ void bind_mmd2(py::module_& m) {
            "value"_a, "v_x"_a, "v_y"_a, "v_x_weights"_a, "v_y_weights"_a, "v_scales"_a,
            "v_coefficients"_a, "resolved"_a, "products"_a, "operand"_a, "z"_a, "stream"_a,
            "device"_a)
-      .def("workspace", &of_pass<&cuda::Mmd2::workspace>)
+      .def("workspace", &Mmd2::workspace)
+      .def("small_workspace", &Mmd2::small_workspace)
+      .def("fused_workspace", &Mmd2::fused_workspace)
       .def(
           "panel_workspace",
           [](const Mmd2& self, int64_t rows, int64_t columns) {

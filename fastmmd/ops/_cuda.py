@@ -94,9 +94,9 @@ def run(
     v_x = v_y = v_x_weights = v_y_weights = v_scales = v_coefficients = None
     value = torch.empty(batch, dtype=result, device=device)
     if needs[0]:
-        v_x = torch.zeros(shape, dtype=result, device=device)
+        v_x = torch.empty(shape, dtype=result, device=device)
     if needs[1]:
-        v_y = torch.zeros(other, dtype=result, device=device)
+        v_y = torch.empty(other, dtype=result, device=device)
     if x_weights is not None:
         x_weights = doubles(x_weights)
         if needs[2]:
@@ -143,7 +143,7 @@ def run(
     return outputs
 
 
-_WHOLE = {_roads.SMALL: ("takes_small", "small"), _roads.FUSED: ("takes_fused", "fused")}
+_WHOLE = (_roads.SMALL, _roads.FUSED)
 
 
 class _Call:
@@ -192,39 +192,43 @@ class _Call:
 
     def whole(self, road: Road, count: int) -> bool:
         """All elements at once by a road that is one native call, if it takes them."""
-        takes, do = _WHOLE[road.mode]
-        if not getattr(self.make(road, 0), takes)():
+        if road.mode == _roads.SMALL:
+            native = self.make(road, 0, count)
+            if not native.takes_small():
+                return False
+            self._give_scratch(native, native.small_workspace())
+            native.small()
+            return True
+        if not self.make(road, 0).takes_fused():
             return False
-        at_a_time = count if road.mode == _roads.SMALL else 1
-        self._allocate(road)
-        for b in range(0, count, at_a_time):
-            native = self.make(road, b, at_a_time)
-            self._give_scratch(native, 0)
-            getattr(native, do)()
+        self._pack(road)
+        for b in range(count):
+            native = self.make(road, b)
+            self._give_scratch(native, native.fused_workspace())
+            native.fused()
         return True
 
-    def _allocate(self, road: Road) -> None:
-        x = self.inputs[0]
+    def _pack(self, road: Road) -> None:
         if not self.z:
-            self.z = packed(self.n, self.m, self.widths, road.operand, x.device)
+            self.z = packed(self.n, self.m, self.widths, road.operand, self.inputs[0].device)
 
     def run(self, road: Road, b: int) -> None:
         """Element b."""
-        self._allocate(road)
+        self._pack(road)
         native = self.make(road, b)
         if road.mode == _roads.PANELS:
             self._panels(native, road, b)
             return
-        self._give_scratch(native, 0)
+        self._give_scratch(native, native.workspace())
         native.begin()
         if self.estimator == RESOLVE:
             return
         native.pairs() if road.mode == _roads.PAIRS else native.values()
         native.finish()
 
-    def _give_scratch(self, native: Any, room: int) -> int:
-        """Gives the pass its workspace; the address of ``room`` bytes beside it."""
-        size = _roads.round_up(native.workspace(), _ALIGNED)
+    def _give_scratch(self, native: Any, size: int, room: int = 0) -> int:
+        """Gives the pass a workspace of this size; the address of ``room`` bytes beside it."""
+        size = _roads.round_up(size, _ALIGNED)
         if self.scratch is None:
             x = self.inputs[0]
             self.scratch = torch.empty(size + room, dtype=torch.uint8, device=x.device)
@@ -237,15 +241,15 @@ class _Call:
         moving = len(widths) - self.constants[7]
         pieces = _roads.panels(n, m, self.estimator, road.panel_rows)
         _, most, _, columns = max(pieces, key=lambda piece: piece[1] * piece[3])
-        room = self._give_scratch(native, native.panel_workspace(most, columns))
+        room = self._give_scratch(native, native.workspace(), native.panel_workspace(most, columns))
         device = self.inputs[0].device
         if self.w is None:
             self.w = torch.empty(
                 (moving, most * columns), dtype=_STORED[road.operand], device=device
             )
-        v = [
-            None if v is None else v[b] if self.batched else v for v in self.outputs[1:3]
-        ]  # of x and y
+        v = [  # of x and y
+            None if v is None else (v[b] if self.batched else v).zero_() for v in self.outputs[1:3]
+        ]
         second = _roads.round_up(n, _roads.BLOCK_ROWS)  # the first packed row of y
         native.begin()
         for row, rows, column, columns in pieces:
