@@ -243,6 +243,7 @@ __device__ inline void small_finish(const Small& s, const SmallResolved& resolve
   unsigned before = 0;
   if (lane == 0) before = atomicAdd(s.arrived + b, 1u);
   if (__shfl_sync(all, before, 0) + 1 != unsigned(s.tiles)) return;
+  __syncwarp();  // what lane 0 has seen, all have
   __threadfence();
 
   double sums[3] = {};
