@@ -29,6 +29,7 @@ from fastmmd.terms import COSINE_SIMILARITY, GEOMETRY, RADIAL
 
 _BLOCK = 512  # points: a matrix of a block stays in cache
 _LEAST_BLOCK = 64  # points, where few pairs are counted: a block costs as much as one of this size
+_ALL_NUMBERS = 1 << 23  # in the differences of all pairs of a block
 _NEAR_NUMBERS = 1 << 20  # in the differences of near duplicates that are worked out at a time
 
 
@@ -233,12 +234,16 @@ def _slices(start: int, stop: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
+# The near duplicates of a block, a bounded number at a time; None stands for all of its pairs.
+_Near = Sequence[tuple[Tensor, Tensor]] | None
+
+
 class _Factor(NamedTuple):
     """One factor of the kernel at the pairs of a block, [rows, columns] each."""
 
     u: Tensor
     dot_u: Tensor
-    near: list[tuple[Tensor, Tensor]]  # near duplicates
+    near: _Near
     k: Tensor
     dot_k: Tensor
     k_u: Tensor  # dk / du
@@ -325,7 +330,7 @@ def _factor(
     dot_x: Tensor,
     dot_y: Tensor,
 ) -> _Factor:
-    near: list[tuple[Tensor, Tensor]] = []
+    near: _Near = []
     if GEOMETRY[pairs.families[of[0]]] == RADIAL:
         u, dot_u, near = _distances(x, y, dot_x, dot_y)
     else:
@@ -365,10 +370,32 @@ def _add_term(
     v_terms[1, t] += (v_k * phi + v_dot_k * phi_1 * dot_t).sum()
 
 
-def _distances(
+def _can_count(x: Tensor) -> bool:
+    """Whether a number of points may be asked for: of a GPU's, that would wait for the device."""
+    return x.is_cpu
+
+
+def _differences(
     x: Tensor, y: Tensor, dot_x: Tensor, dot_y: Tensor
-) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-    """D, its derivative along the tangents, and the near duplicates, a bounded number at a time."""
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of all pairs, and of their tangents, some features at a time."""
+    size = max(_ALL_NUMBERS // (len(x) * len(y)), 1)
+    for part in _slices(0, x.shape[1], size):
+        yield (
+            part,
+            x[:, None, part] - y[None, :, part],
+            dot_x[:, None, part] - dot_y[None, :, part],
+        )
+
+
+def _distances(x: Tensor, y: Tensor, dot_x: Tensor, dot_y: Tensor) -> tuple[Tensor, Tensor, _Near]:
+    """D, its derivative along the tangents, and which pairs are near duplicates."""
+    if not _can_count(x):
+        d2, dot_d2 = x.new_zeros(len(x), len(y)), x.new_zeros(len(x), len(y))
+        for _, difference, dot_difference in _differences(x, y, dot_x, dot_y):
+            d2 += difference.square().sum(2)
+            dot_d2 += 2 * (difference * dot_difference).sum(2)
+        return d2, dot_d2, None
     norms = x.square().sum(1, keepdim=True) + y.square().sum(1)
     d2 = torch.addmm(norms, x, y.T, alpha=-2)
     dot_d2 = (x * dot_x).sum(1, keepdim=True) + (y * dot_y).sum(1) - dot_x @ y.T - x @ dot_y.T
@@ -390,7 +417,7 @@ def _pull_back(
     grads: Sequence[Tensor],
     v_u: Tensor,
     v_dot_u: Tensor,
-    near: Sequence[tuple[Tensor, Tensor]],
+    near: _Near,
 ) -> None:
     """Add to the gradients of ``x, dot_x, y, dot_y`` what comes from u and dot_u."""
     x, dot_x, y, dot_y = points
@@ -403,6 +430,12 @@ def _pull_back(
         return
     # The tangents are constants here.
     v_u, v_dot_u = 2 * v_u, 2 * v_dot_u
+    if near is None:
+        for part, difference, dot_difference in _differences(x, y, dot_x, dot_y):
+            pull = v_u.unsqueeze(2) * difference + v_dot_u.unsqueeze(2) * dot_difference
+            v_x[:, part] += pull.sum(1)
+            v_y[:, part] -= pull.sum(0)
+        return
     for rows, columns in near:
         # As in the distances, the difference of near duplicates is taken before the sum.
         pull = v_u[rows, columns, None] * (x[rows] - y[columns])

@@ -52,12 +52,15 @@ def check(case: Case) -> None:
         torch.testing.assert_close(t, e, rtol=0, atol=1e-11 * max(float(e.abs().max()), scale))
 
 
-@pytest.fixture(params=["one block", "many blocks"])
+@pytest.fixture(params=["one block", "many blocks", "as on a GPU"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many blocks":
         monkeypatch.setattr(hessian, "_BLOCK", 7)
         monkeypatch.setattr(hessian, "_LEAST_BLOCK", 4)
         monkeypatch.setattr(hessian, "_NEAR_NUMBERS", 9)
+    if request.param == "as on a GPU":  # where no number of points may be asked for
+        monkeypatch.setattr(hessian, "_can_count", lambda x: False)
+        monkeypatch.setattr(hessian, "_ALL_NUMBERS", 99)
 
 
 @pytest.mark.usefixtures("blocks")
