@@ -17,13 +17,16 @@ from benchmarks.cells import Cell
 from benchmarks.peers import MULTIPLIERS, errors
 from fastmmd import reference
 from fastmmd.compat import deepda, pytorch_adapt, tllib
+from fastmmd.sliced import directions
 
 Loss = Callable[..., Tensor]
 PERMUTATIONS = 1000
 ALPHAS = tuple(2.0**k for k in range(-3, 2))  # as in TLlib's examples
 CLASSES = 31  # of Office-31
 BLOCK, SUPERDIAGONALS = 256, 100
+LINES, LINES_WIDTH = 64, 32
 CHECKED = 4096  # points on which estimators are held against matrices
+CHECKED_LINES = 256  # and lines against all pairs on each
 
 
 class Lane(NamedTuple):
@@ -80,6 +83,7 @@ def contests(threads: int, quick: bool) -> list[Contest]:
         *_drop_ins(threads, *batch),
         *(_products(threads, n) for n in gathered),
         *_estimators(threads, long),
+        _lines(threads, (4096,) if quick else (100_000, 200_000)),
     ]
 
 
@@ -310,3 +314,30 @@ def _estimators(threads: int, sizes: tuple[int, ...], d: int = 64) -> list[Conte
         ]
         contests.append(Contest(f"{name} estimator", threads, tuple(contestants)))
     return contests
+
+
+# --- random lines --------------------------------------------------------------------------------
+
+
+def _lines(threads: int, sizes: tuple[int, ...]) -> Contest:
+    """More points than any matrix holds, of few features, by sorting."""
+    lines = directions(LINES_WIDTH, LINES, 0, torch.float32, torch.device("cpu"))
+
+    def exact(x: Tensor, y: Tensor) -> Tensor:
+        return reference.sliced_mmd2(x, y, lines.double())
+
+    def on(loss: Loss, n: int) -> Lane:
+        x, y = Cell(n, LINES_WIDTH, threads).samples()
+        few = (t[:CHECKED_LINES].detach().requires_grad_() for t in (x, y))
+        return Lane(differentiated(loss, exact, x, y).call, differentiated(loss, exact, *few).error)
+
+    lanes: list[tuple[str, Loss]] = [
+        ("fastmmd", partial(fm.sliced_mmd2, projections=lines)),
+        ("torch.sort", partial(plain.sliced, projections=lines)),
+    ]
+    contestants = tuple(
+        Contestant(peer, n, str(LINES_WIDTH), partial(on, loss, n))
+        for peer, loss in lanes
+        for n in sizes
+    )
+    return Contest("sliced_mmd2", threads, contestants)

@@ -43,6 +43,7 @@ FAMILY_FASTER = {
     ("compat.tllib, five kernels", "one Gram matrix"): 6,
     ("compat.pytorch_adapt, quadratic, five scales", "one Gram matrix"): 6,
     ("compat.pytorch_adapt, as by default", "one Gram matrix"): 6,
+    ("sliced_mmd2", "torch.sort"): 3,
 }
 TEST_MEMORY = 100  # MiB
 # The bound on the time of a loss on layers of such widths, beside MMDLoss on layers of others.
@@ -199,12 +200,11 @@ def costs(run: Run) -> Iterator[Figure]:
 
 
 def _doubled(run: Run) -> Iterator[Figure]:
-    for estimator in ("linear", "block", "incomplete"):
-        subject = f"{estimator} estimator"
+    for subject in (*(f"{e} estimator" for e in ("linear", "block", "incomplete")), "sliced_mmd2"):
         rows = list(run.select("family", subject=subject, peer="fastmmd"))
         for small, large in pairwise(rows):
             n, twice, d = small.info["n"], large.info["n"], small.info["d"]
-            asked = DOUBLED if n >= DOUBLED_FROM else None
+            asked = DOUBLED if n >= DOUBLED_FROM or subject == "sliced_mmd2" else None
             name = f"time of the {subject}, n = {n} to {twice}, d = {d}"
             yield Figure(name, "x", ratio(large, small), asked, smaller=True)
         for ours in rows:

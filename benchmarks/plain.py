@@ -112,6 +112,15 @@ def row_by_row(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     return (kernel(x0, x1) + kernel(y0, y1) - kernel(x0, y1) - kernel(x1, y0)).mean()
 
 
+def sliced(x: Tensor, y: Tensor, projections: Tensor) -> Tensor:
+    """The energy kernel on lines: sorted numbers, and the difference of distribution functions."""
+    s, t = projections.T @ x.T, projections.T @ y.T
+    z, order = torch.cat([s, t], 1).sort(1)
+    steps = torch.cat([torch.full_like(s, 1 / len(x)), torch.full_like(t, -1 / len(y))], 1)
+    below = steps.gather(1, order).cumsum(1)[:, :-1]
+    return 2 * (z.diff(dim=1) * below.square()).sum(1).mean()
+
+
 def permuted_by_index(x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """A permutation test: the kernel matrix, and its rows and columns in each new order.
 
