@@ -44,6 +44,7 @@ from fastmmd.losses import (
 )
 from fastmmd.parameters import Learnable, RunningBandwidth
 from fastmmd.power import mmd2_variance, power_criterion
+from fastmmd.random_features import RandomFeatureMMDLoss, random_feature_mmd2
 from fastmmd.sliced import SlicedMMDLoss, sliced_mmd2
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ __all__ = [
     "Matern",
     "MeanDifferenceProjection",
     "Polynomial",
+    "RandomFeatureMMDLoss",
     "RationalQuadratic",
     "RunningBandwidth",
     "Scaled",
@@ -84,6 +86,7 @@ __all__ = [
     "mmd2",
     "mmd2_variance",
     "power_criterion",
+    "random_feature_mmd2",
     "sliced_mmd2",
     "stats",
     "two_sample_test",

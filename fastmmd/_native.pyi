@@ -128,6 +128,73 @@ def lines(
     threads: int,
 ) -> None: ...
 def lines_workspace(lines: int, n: int, m: int, wide: bool, threads: int) -> int: ...
+def feature_sums(
+    x: int,  # [n, d], any strides
+    n: int,
+    d: int,
+    x_strides: Sequence[int],
+    dtype: int,
+    weights: int,  # float64 [n], taken as they are; 0: 1 / n
+    frequencies: int,  # result type [count, d], any strides; 0 with signs
+    count: int,
+    frequency_strides: Sequence[int],
+    signs: int,  # int8 [ceil(count / width), 3, width], 0: frequencies are given
+    width: int,  # a power of two; 0: frequencies are given
+    radii: int,  # float64 [count], with signs
+    rates: int,  # float64 [num_rates]
+    num_rates: int,
+    moments: bool,
+    center: int,  # out, float64 [d]
+    shifts: int,  # out, float64 [count]: <center, frequency>
+    sums: int,  # out, float64 [2, or 4 with moments, num_rates, count]
+    workspace: int,
+    threads: int,
+) -> None: ...
+def feature_sums_workspace(
+    n: int,
+    d: int,
+    dtype: int,
+    count: int,
+    width: int,
+    num_rates: int,
+    moments: bool,
+    threads: int,
+) -> int: ...
+def feature_gradients(
+    x: int,
+    n: int,
+    d: int,
+    x_strides: Sequence[int],
+    dtype: int,
+    weights: int,
+    frequencies: int,
+    count: int,
+    frequency_strides: Sequence[int],
+    signs: int,
+    width: int,
+    radii: int,
+    rates: int,
+    num_rates: int,
+    center: int,  # as feature_sums left it
+    p: int,  # float64 [num_rates, count]
+    q: int,
+    v_x: int,  # out, result type [n, d]; 0: not wanted
+    v_frequencies: int,  # out, result type [count, d], of the points less their center
+    v_weights: int,  # out, float64 [n]; with v_x
+    workspace: int,
+    threads: int,
+) -> None: ...
+def feature_gradients_workspace(
+    n: int,
+    d: int,
+    dtype: int,
+    count: int,
+    width: int,
+    num_rates: int,
+    for_x: bool,
+    for_frequencies: bool,
+    threads: int,
+) -> int: ...
 def instruction_set() -> str:
     """The one in use: "avx512", "avx2" or "baseline". ``FASTMMD_ISA`` names another at load."""
 

@@ -9,20 +9,27 @@ the same native calls, so they give the same bits.
 
 from __future__ import annotations
 
-from fastmmd.ops._core import native
-from fastmmd.ops._lines import line_energy
+from fastmmd.ops._core import native, pick
+from fastmmd.ops._features import MAX_RATES, feature_mean
+from fastmmd.ops._frequencies import frequencies
+from fastmmd.ops._lines import line_energy, sliced_energy
 from fastmmd.ops._mmd2 import mmd2
 from fastmmd.ops._statistics import PERMUTATION, WILD, SignForms, resolve, sign_forms
 from fastmmd.ops._sums import kernel_sum
 
 __all__ = [
+    "MAX_RATES",
     "PERMUTATION",
     "WILD",
     "SignForms",
+    "feature_mean",
+    "frequencies",
     "kernel_sum",
     "line_energy",
     "mmd2",
     "native",
+    "pick",
     "resolve",
     "sign_forms",
+    "sliced_energy",
 ]

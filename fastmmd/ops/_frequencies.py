@@ -1,0 +1,78 @@
+"""Random frequencies for points of a dtype and device, as an operator that can be traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmmd.checks import is_direct
+from fastmmd.frequencies import STRUCTURED, Frequencies, block_of, draw
+from fastmmd.ops._core import CPU, result_dtype
+
+
+def frequencies(
+    like: Tensor, family: int, shape: float, scheme: int, d: int, count: int, seed: int
+) -> Frequencies:
+    """:func:`fastmmd.frequencies.draw` for points like these, which a compiler can trace."""
+    if is_direct(like):
+        made = _drawn(result_dtype(like), family, shape, scheme, d, count, seed)
+        signs = None if made.signs is None else made.signs.to(like.device)
+        return Frequencies(made.w.to(like.device), signs, made.phases.to(like.device))
+    # No part of a batch, whatever `like` is of: what is drawn is the same for all of it.
+    plain = torch.empty(0, dtype=result_dtype(like), device=like.device)
+    w, signs, phases = torch.ops.fastmmd.frequencies(plain, family, shape, scheme, d, count, seed)
+    return Frequencies(w, signs if signs.numel() else None, phases)
+
+
+_kept: dict[tuple[Any, ...], Frequencies] = {}
+_KEPT_NUMBERS = 1 << 22
+
+
+def _drawn(
+    dtype: torch.dtype, family: int, shape: float, scheme: int, d: int, count: int, seed: int
+) -> Frequencies:
+    """Those of the last call, if they are not too many: a training loop asks for the same."""
+    key = (dtype, family, shape, scheme, d, count, seed)
+    found = _kept.get(key)
+    if found is None:
+        found = draw(family, shape, scheme, d, count, seed, dtype)
+        if found.w.numel() <= _KEPT_NUMBERS:
+            while len(_kept) > 1:
+                _kept.pop(next(iter(_kept)), None)
+            _kept[key] = found
+    return found
+
+
+torch.library.define(
+    "fastmmd::frequencies",
+    "(Tensor like, int family, float shape, int scheme, SymInt d, SymInt count, int seed)"
+    " -> (Tensor w, Tensor signs, Tensor phases)",
+)
+
+
+def _frequencies(
+    like: Tensor, family: int, shape: float, scheme: int, d: int, count: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    w, signs, phases = draw(family, shape, scheme, d, count, seed, like.dtype)
+    signs = torch.empty(0, dtype=torch.int8, device=CPU) if signs is None else signs
+    return w.to(like.device), signs.to(like.device), phases.to(like.device)
+
+
+def _frequencies_fake(
+    like: Tensor, family: int, shape: float, scheme: int, d: int, count: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    device = like.device
+    phases = torch.empty(count, dtype=torch.float64, device=device)
+    if scheme == STRUCTURED:
+        width = block_of(scheme, d)
+        signs = torch.empty((-(-count // width), 3, width), dtype=torch.int8, device=device)
+        return torch.empty_like(phases), signs, phases
+    w = torch.empty((count, d), dtype=like.dtype, device=device).T
+    return w, torch.empty(0, dtype=torch.int8, device=device), phases
+
+
+for _device in ("CPU", "CUDA"):
+    torch.library.impl("fastmmd::frequencies", _device, _frequencies)
+torch.library.register_fake("fastmmd::frequencies", _frequencies_fake)
