@@ -101,19 +101,21 @@ if(_ptx)
   string(APPEND FASTMMD_CUDA_ARCH_LIST " ${_ptx}-ptx")
 endif()
 
-# A file is compiled for one architecture after another, unless nvcc is given threads. Together
-# they stay within the number of compilers asked for, if one is.
+# A file is compiled for one architecture after another, unless nvcc is given threads: with two, a
+# long file at the end keeps more than one core busy. Together they stay within the number of
+# compilers asked for, if one is, but for one nvcc that fills in while others are not in threads.
 list(LENGTH _archs _nvcc_threads)
+set(_pool "")
+if(_nvcc_threads GREATER 2)
+  set(_nvcc_threads 2)
+endif()
 if(DEFINED ENV{CMAKE_BUILD_PARALLEL_LEVEL} AND CMAKE_GENERATOR MATCHES "Ninja")
   set(_level "$ENV{CMAKE_BUILD_PARALLEL_LEVEL}")
   if(_nvcc_threads GREATER _level)
-    set(_nvcc_threads ${_level})
+    set(_nvcc_threads 1)
   endif()
-  math(EXPR _pool "${_level} / ${_nvcc_threads}")
+  math(EXPR _pool "(${_level} + ${_nvcc_threads} - 1) / ${_nvcc_threads} + ${_nvcc_threads} - 1")
   set_property(GLOBAL APPEND PROPERTY JOB_POOLS fastmmd_nvcc=${_pool})
-else()
-  set(_pool "")
-  set(_nvcc_threads 1)
 endif()
 
 # A file of kernels for tensor cores is compiled for those that have them; where none has, for all,

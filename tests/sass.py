@@ -138,7 +138,7 @@ def _demangled(symbols: Iterable[str]) -> list[str]:
 
 def plain_name(demangled: str) -> str:
     """``void ns::f<(ns::E)1, ns::P, true>(int*)`` as ``f<name_of_1, P, true>``."""
-    name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void ", "", demangled)
+    name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void ", "", demangled).replace("> >", ">>")
     name = re.sub(
         r"\((\w+)\)(-?\d+)", lambda cast: enumerators(cast[1]).get(cast[2], cast[2]), name
     )
@@ -372,7 +372,9 @@ def _run(*command: object, **options: object) -> str:
         **options,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stdout}")
+        reports = re.compile(r"^ptxas info .*\n|^ +\d+ bytes stack frame.*\n", re.M)
+        told = reports.sub("", done.stdout)
+        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{told}")
     return done.stdout
 
 
