@@ -66,16 +66,15 @@ __global__ void __launch_bounds__(Tiles::threads, Tiles::P::blocks)
   const Rows& rows = points.rows;
   const int64_t blocks = tiles_of_rows(rows.n, tile), tiles = tiles_of_rows(rows.m, tile);
   const int64_t part = int64_t(blockIdx.x) / blocks, block = int64_t(blockIdx.x) % blocks;
-  const int64_t first = part * tiles / args.parts, end = (part + 1) * tiles / args.parts;
+  const int first = int(part * tiles / args.parts), end = int((part + 1) * tiles / args.parts);
   const int64_t i0 = block * tile;
-  const int I = existing(rows, i0, tile);
   T* const sums = args.sums + (part * rows.n + i0) * args.columns;
   Tiles::begin(points, room);
-  for (int64_t t = first; t < end; ++t) {
-    const int64_t j0 = t * tile;
+  for (int t = first; t < end; ++t) {
+    const int64_t j0 = int64_t(t) * tile;
     const Tile at{i0, rows.first(1) + j0};
-    const int J = existing(rows, at.J, tile);
-    Tiles::make(points, at, I, J, room, work, stage);
+    Tiles::make(points, at, room, work, stage);
+    const int I = existing(rows, at.I, tile), J = existing(rows, at.J, tile);
     for (int64_t c0 = 0; c0 < args.columns; c0 += width) {
       for (int e = threadIdx.x; e < tile * width; e += Tiles::threads) {
         const int j = e / width;
@@ -282,8 +281,7 @@ __global__ void __launch_bounds__(Tiles::threads, Tiles::P::blocks)
     const Tile at = pooled_tile(rows, triangle(t), tile);
     const bool own = at.I == at.J;
     const double copies = own ? 1 : 2;
-    Tiles::make(points, at, existing(rows, at.I, tile), existing(rows, at.J, tile), room, work,
-                stage);
+    Tiles::make(points, at, room, work, stage);
     if (threadIdx.x < tile) {
       diagonal[threadIdx.x] = 0;
       if (own) {

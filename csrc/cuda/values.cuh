@@ -75,6 +75,7 @@ struct ValueTiles {
   static constexpr int tile = P::tile, side = P::side, threads = P::threads;
   static constexpr int stride = stage_stride<T, tile>();
   static constexpr int num_warps = threads / 32;
+  static constexpr int rows = tile / side;  // of a thread
 
   // Columns of a right-hand side at a time: `columns` of each thread.
   template <int columns>
@@ -100,10 +101,10 @@ struct ValueTiles {
     __syncthreads();
   }
 
-  // stage[column * stride + row] = k of a tile whose first I rows and J columns are points, 0
-  // elsewhere. `work` may be overwritten when all threads have come here, and when they leave.
-  static __device__ void make(const Points<T>& points, const Tile& at, int I, int J, Room& room,
-                              char* work, T* stage) {
+  // stage[column * stride + row] = k, and 0 on padding. `work` may be overwritten when all threads
+  // have come here, and when they leave.
+  static __device__ void make(const Points<T>& points, const Tile& at, Room& room, char* work,
+                              T* stage) {
     for (int l = 0; l < points.num_factors; ++l) {
       const Factor<T>& f = points.factors[l];
       T u[P::elements];
@@ -115,23 +116,23 @@ struct ValueTiles {
       __syncthreads();
       if (f.geometry == Geometry::radial)
         distances<P>(f, at, points.resolved->kernel[l].near_offset, room.sides, work, u);
+      const int I = existing(points.rows, at.I, tile), J = existing(points.rows, at.J, tile);
       const Value<gaussian, T> value(room.segments);
-      auto put = [&](int e, T statistic) {
-        const int i = P::row(e), j = P::column(e);
-        T& k = stage[j * stride + i];
-        const T own = value(statistic);
-        k = i >= I || j >= J ? T(0) : l ? k * own : own;
-      };
-      if constexpr (gaussian) {
+      // From registers to shared memory, as a loop over registers is code for each; threads read
+      // none but their own.
+      T* const statistics = reinterpret_cast<T*>(work) + threadIdx.x;
 #pragma unroll
-        for (int e = 0; e < P::elements; ++e) put(e, u[e]);
-      } else {
-        T* const statistics = reinterpret_cast<T*>(work) + threadIdx.x;
+      for (int e = 0; e < P::elements; ++e) statistics[e * threads] = u[e];
+      constexpr int at_a_time = gaussian ? rows : 1;
+#pragma unroll 1
+      for (int e = 0; e < P::elements; e += at_a_time)
 #pragma unroll
-        for (int e = 0; e < P::elements; ++e) statistics[e * threads] = u[e];
-        // Threads read none but their own.
-        for (int e = 0; e < P::elements; ++e) put(e, statistics[e * threads]);
-      }
+        for (int c = 0; c < at_a_time; ++c) {
+          const int i = P::row(e + c), j = P::column(e + c);
+          T& k = stage[j * stride + i];
+          const T own = value(statistics[(e + c) * threads]);
+          k = i >= I || j >= J ? T(0) : l ? k * own : own;
+        }
     }
     __syncthreads();
   }
@@ -142,8 +143,6 @@ struct ValueTiles {
   static __device__ __forceinline__ int column(int c) {
     return columns == 1 ? threadIdx.x % side : P::position(threadIdx.x % side, c);
   }
-  static constexpr int rows = tile / side;
-
   // sums[r][c] = sum_j k_row(r),j v[j][column(c)], with v [tile, width] in shared memory.
   template <int columns>
   static __device__ __forceinline__ void multiply(const T* stage, const T* v,
