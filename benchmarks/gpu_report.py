@@ -37,8 +37,8 @@ MEMORY = {  # extra memory over the samples
 
 
 def lanes(results: Results, row: str) -> dict[str, dict[str, Any]]:
-    """The records of a row by lane; none if it did not come to its end."""
-    return {r["lane"]: r for r in results["rows"].get(row, {}).get("records", ())}
+    """What was timed in a row by lane; nothing if it did not come to its end."""
+    return {r["lane"]: r for r in _records(results, row) if "seconds" in r}
 
 
 def timed(record: dict[str, Any]) -> Row:

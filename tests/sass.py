@@ -82,18 +82,29 @@ def tool(name: str) -> str | None:
     return str(inside[0]) if inside else shutil.which(name)
 
 
-def build(folder: Path) -> Build:
+def configure(folder: Path, archs: str, **environment: str) -> str:
+    """What CMake says of a build of the module for such architectures."""
+    settings = {
+        "SKBUILD": "2",
+        "SKBUILD_PROJECT_VERSION": "0",
+        "FASTMMD_CUDA": "ON",
+        "FASTMMD_CUDA_ARCHS": archs,
+        "FASTMMD_CUDA_VERBOSE": "ON",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": _run(sys.executable, "-m", "pybind11", "--cmakedir").strip(),
+    }
+    options = [f"-D{name}={value}" for name, value in settings.items()]
+    return _run("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options, env=_jobs(environment))
+
+
+def _jobs(more: dict[str, str]) -> dict[str, str]:
+    return {"CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))), **os.environ, **more}
+
+
+def build(folder: Path, archs: str = "all") -> Build:
     """Compile the CUDA module alone, once for each target."""
-    configure = [
-        "cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, "-DSKBUILD=2",
-        "-DSKBUILD_PROJECT_VERSION=0", "-DFASTMMD_CUDA=ON", "-DFASTMMD_CUDA_ARCHS=all",
-        "-DFASTMMD_CUDA_VERBOSE=ON", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={_run(sys.executable, '-m', 'pybind11', '--cmakedir').strip()}",
-    ]  # fmt: skip
-    environment = {**os.environ}
-    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
-    _run(*configure, env=environment)
-    log = _run("cmake", "--build", folder, "--target", "_cuda", env=environment)
+    configure(folder, archs)
+    log = _run("cmake", "--build", folder, "--target", "_cuda", env=_jobs({}))
     (module,) = folder.glob("_cuda.*.so")
     kernels = list(read_ptxas(log))
     demangle(kernels)

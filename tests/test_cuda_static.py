@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import sass
@@ -82,6 +84,30 @@ def test_module_imports_without_a_driver(made: Build) -> None:
     architectures = loaded.architectures().split()
     assert architectures[:-1] == sass.targets_of(made)
     assert architectures[-1] == architectures[-2].rstrip("a") + "-ptx"
+
+
+@pytest.mark.parametrize(
+    ("visible", "archs", "told"),
+    [
+        ("7.0, 8.6, 9.0", "native", "for 86 90a"),  # as much as there are kernels for
+        ("7.0", "native", "shows no GPU of compute capability 7.5 or later"),
+        ("7.0", "", "for 75 80 90a"),
+        ("8.6", "80;90", "for 80 90a"),
+    ],
+)
+def test_architectures(tmp_path: Path, visible: str, archs: str, told: str) -> None:
+    if sass.nvcc() is None:
+        pytest.skip("no CUDA compiler (nvcc) on PATH")
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n" + "".join(f"echo {v}\n" for v in visible.split(", ")))
+    program.chmod(0o755)
+    path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    try:
+        said = sass.configure(tmp_path / "build", archs, PATH=path)
+    except RuntimeError as error:
+        said = str(error)
+    assert told in " ".join(said.split())
 
 
 # --- the code ------------------------------------------------------------------------------------
