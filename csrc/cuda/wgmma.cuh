@@ -11,8 +11,9 @@ namespace fastmmd::cuda {
 //
 // No warp does nothing but load: one thread refills a stage of the ring once all warps have used it
 // up. Two thread blocks share a multiprocessor, so that the products of one run while the other is
-// busy with kernel values; the ring is as short as that needs. Its first stage lies outside what
-// the tile loop stages its values in, and is filled for the next tile while that goes on.
+// busy with kernel values; the ring is as short as that needs. Its first stages lie at the end of
+// shared memory, outside what the tile loop stages its weights in (the first one in any case, of
+// 16-bit operands the second as well), and are filled for the next tile while that goes on.
 template <Operand operand_>
 class Wgmma {
  public:
@@ -66,13 +67,15 @@ class Wgmma {
     }
   }
 
-  // All products of the last tile are made. `staged`: shared memory is about to be written.
-  template <bool staged>
+  // All products of the last tile are made. Shared memory is about to be written up to `stage`.
+  template <int stage>
   __device__ __forceinline__ void look_ahead(const Params& params, const Factor<T>& f, int64_t I,
                                              int64_t J, char* shared) {
-    const int steps = steps_of(f), most = staged ? 1 : stages;
-    loaded_ = steps < most ? steps : most;
+    constexpr int clear = (barriers - round_up(stage, 1024)) / stage_bytes;
+    const int steps = steps_of(f);
+    loaded_ = steps < clear ? steps : clear;
     if (threadIdx.x == 0)
+#pragma unroll 1
       for (int k = 0; k < loaded_; ++k) load(params, I, J, k, k, shared);
   }
 
@@ -83,6 +86,7 @@ class Wgmma {
                                            int64_t J, char* shared, T (&u)[elements]) {
     const int steps = steps_of(f);
     if (threadIdx.x == 0)
+#pragma unroll 1
       for (int k = loaded_; k < steps && k < stages; ++k) load(params, I, J, k, k, shared);
     loaded_ = 0;
     const char* const lowest = shared + last_stage;
@@ -117,7 +121,7 @@ class Wgmma {
   static __device__ __forceinline__ int steps_of(const Factor<T>& f) {
     return int((f.depth + width - 1) / width);
   }
-  static __device__ __forceinline__ char* stage(char* shared, int s) {
+  static __device__ __forceinline__ char* place(char* shared, int s) {
     return shared + last_stage + (stages - 1 - s) * stage_bytes;
   }
   static __device__ __forceinline__ uint64_t* full(char* shared, int s) {
@@ -135,7 +139,7 @@ class Wgmma {
 
   static __device__ __forceinline__ void load(const Params& params, int64_t I, int64_t J, int k,
                                               int s, char* shared) {
-    char* const to = stage(shared, s);
+    char* const to = place(shared, s);
     uint64_t* const bar = full(shared, s);
     ptx::mbarrier::arrive_expect(bar, stage_bytes);
     ptx::tma_load_2d(to, &params.z, bar, k * width, int(I));

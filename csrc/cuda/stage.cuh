@@ -1,0 +1,190 @@
+// Tiles of the pairwise matrix: which there are, what is known of their rows, and how what was made
+// of them leaves the chip by way of a stage in shared memory.
+#pragma once
+
+#include "cuda/points.cuh"
+
+namespace fastmmd::cuda {
+
+template <class T>
+struct TileArgs {
+  Points<T> points;
+  int64_t row, rows, column, columns;  // the rectangle, in packed rows
+  bool triangle;                       // only tiles with I <= J, which stand for (J, I) too
+  double copies;                       // of other rectangles: 2 if the mirror is meant as well
+  void* w[max_factors];  // [rows, columns] gradient weights in operand type; null if not wanted
+  // Sums over a tile's columns, and over its rows, of gradient weights for each factor and, last,
+  // of 2 C a_j k_ij: [quantities][columns / tile][rows] and [quantities][rows / tile][columns].
+  T* row_parts;
+  T* column_parts;
+};
+
+struct Tile {
+  int64_t I, J;  // first packed rows
+};
+
+// Tile number t of a rectangle: bands of eight tile rows, column by column, so that the tiles that
+// are worked on at one time share their rows in the L2 cache.
+template <class T>
+__device__ inline Tile tile_of(const TileArgs<T>& args, int64_t t, int tile) {
+  const int64_t columns = args.columns / tile;
+  if (args.triangle) {  // number t = j (j + 1) / 2 + i
+    int64_t j = int64_t((sqrt(8.0 * double(t) + 1) - 1) / 2);
+    while (j * (j + 1) / 2 > t) --j;
+    while ((j + 1) * (j + 2) / 2 <= t) ++j;
+    return {args.row + (t - j * (j + 1) / 2) * tile, args.column + j * tile};
+  }
+  constexpr int64_t band = 8;
+  const int64_t first = t / (band * columns) * band, left = args.rows / tile - first;
+  const int64_t height = left < band ? left : band, at = t - first * columns;
+  return {args.row + (first + at % height) * tile, args.column + at / height * tile};
+}
+
+template <class T>
+FASTMMD_INLINE int64_t tiles_of(const TileArgs<T>& args, int tile) {
+  const int64_t rows = args.rows / tile, columns = args.columns / tile;
+  return args.triangle ? columns * (columns + 1) / 2 : rows * columns;
+}
+
+// Rows of a tile in shared memory: norms and weights of its two sides.
+template <class T, int tile>
+struct Sides {
+  T norms[2][tile], weights[2][tile];
+
+  __device__ void load(const Points<T>& points, const Factor<T>& f, const Tile& at) {
+    for (int r = threadIdx.x; r < 2 * tile; r += blockDim.x) {
+      const int side = r >= tile, i = r % tile;
+      const int64_t row = (side ? at.J : at.I) + i;
+      norms[side][i] = f.norms[row];
+      weights[side][i] = points.weights[row];
+    }
+  }
+};
+
+// A tile of values in shared memory has rows of this many elements.
+template <class E, int tile>
+constexpr int stage_stride() {
+  return tile + 16 / int(sizeof(E));  // 16-byte rows, of which no two begin in one bank
+}
+
+// A tile of values in shared memory: to the panel, and its sums over columns and over rows. All
+// threads call it; the stage may be written again after the next barrier.
+template <Operand operand, int tile, class T>
+__device__ void write_tile(const T* stage, const TileArgs<T>& args, const Tile& at, void* w,
+                           int quantity, T* row_sums, T* column_sums) {
+  constexpr int stride = stage_stride<T, tile>();
+  const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
+  if (w) {
+    using E = typename Stored<operand>::type;
+    constexpr int vector = 16 / int(sizeof(E)), vectors = tile / vector;
+    struct alignas(16) Vector {
+      E e[vector];
+    };
+    for (int v = threadIdx.x; v < tile * vectors; v += blockDim.x) {
+      const int i = v / vectors, j = v % vectors * vector;
+      Vector out;
+#pragma unroll
+      for (int c = 0; c < vector; ++c) out.e[c] = Stored<operand>::round(stage[i * stride + j + c]);
+      *reinterpret_cast<Vector*>(static_cast<E*>(w) + (i0 + i) * args.columns + j0 + j) = out;
+    }
+  }
+  if (row_sums)
+    for (int i = threadIdx.x; i < tile; i += blockDim.x) {
+      T sum = 0;
+      for (int j = 0; j < tile; ++j) sum += stage[i * stride + j];
+      row_sums[(quantity * (args.columns / tile) + j0 / tile) * args.rows + i0 + i] = sum;
+    }
+  if (column_sums)
+    for (int j = threadIdx.x; j < tile; j += blockDim.x) {
+      T sum = 0;
+      for (int i = 0; i < tile; ++i) sum += stage[i * stride + j];
+      column_sums[(quantity * (args.rows / tile) + i0 / tile) * args.columns + j0 + j] = sum;
+    }
+}
+
+// Two neighbouring weights of a row to the stage, rounded to the operand.
+template <Operand operand, class E, class T>
+__device__ __forceinline__ void put_weights(E* to, T first, T second) {
+  struct alignas(2 * sizeof(E)) Both {
+    E e[2];
+  };
+  if constexpr (operand == Operand::bfloat16)
+    *reinterpret_cast<uint32_t*>(to) = ptx::pack_bf16(first, second);
+  else if constexpr (operand == Operand::float16)
+    *reinterpret_cast<uint32_t*>(to) = ptx::pack_half(first, second);
+  else if constexpr (operand == Operand::tf32)
+    *reinterpret_cast<Both*>(to) = {
+        {__uint_as_float(ptx::as_tf32(first)), __uint_as_float(ptx::as_tf32(second))}};
+  else *reinterpret_cast<Both*>(to) = {{first, second}};
+}
+
+// A tile of gradient weights in shared memory: to the panel, and their sums over columns and over
+// rows. All threads call it; the stage may be written again after the next barrier.
+template <Operand operand, int tile, int threads, class E, class T>
+__device__ void write_weights(E* stage, const TileArgs<T>& args, const Tile& at, void* w,
+                              T* row_sums, T* column_sums) {
+  constexpr int stride = stage_stride<E, tile>();
+  constexpr int vector = 16 / int(sizeof(E)), vectors = tile / vector, rows = threads / vectors;
+  static_assert(vectors <= 32 && threads % vectors == 0 && tile % rows == 0);
+  static_assert(rows * sizeof(T) <= stride * sizeof(E), "the stage is used twice");
+  const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
+  const int first = threadIdx.x / vectors, j = threadIdx.x % vectors * vector;
+  T of_column[vector] = {};
+#pragma unroll 4
+  for (int i = first; i < tile; i += rows) {
+    const uint4 words = *reinterpret_cast<const uint4*>(stage + i * stride + j);
+    if (w) ptx::store16(static_cast<E*>(w) + (i0 + i) * args.columns + j0 + j, words);
+    E weights[vector];
+    memcpy(weights, &words, sizeof(words));
+    T of_row = 0;
+#pragma unroll
+    for (int c = 0; c < vector; ++c) {
+      const T g = value_of(weights[c]);
+      of_row += g;
+      of_column[c] += g;
+    }
+    if (row_sums) {
+#pragma unroll
+      for (int lane = vectors / 2; lane; lane /= 2)
+        of_row += __shfl_xor_sync(0xffffffffu, of_row, lane);
+      if (j == 0) row_sums[j0 / tile * args.rows + i0 + i] = of_row;
+    }
+  }
+  if (column_sums) {
+    T* const parts = reinterpret_cast<T*>(stage);
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < vector; ++c) parts[first * tile + j + c] = of_column[c];
+    __syncthreads();
+    for (int column = threadIdx.x; column < tile; column += threads) {
+      T sum = 0;
+      for (int part = 0; part < rows; ++part) sum += parts[part * tile + column];
+      column_sums[i0 / tile * args.columns + j0 + column] = sum;
+    }
+  }
+}
+
+// The weighted sums of a staged tile of 2 C k_ij, in the place of quantity `quantity`.
+template <int tile, class T>
+__device__ void add_potentials(const T* stage, const Sides<T, tile>& sides, const TileArgs<T>& args,
+                               const Tile& at, int quantity) {
+  constexpr int stride = stage_stride<T, tile>();
+  const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
+  for (int r = threadIdx.x; r < 2 * tile; r += blockDim.x) {
+    const bool column = r >= tile;
+    if (column && !args.column_parts) continue;
+    const int at_side = r % tile;
+    T sum = 0;
+    for (int other = 0; other < tile; ++other)
+      sum += sides.weights[!column][other] *
+             (column ? stage[other * stride + at_side] : stage[at_side * stride + other]);
+    if (column)
+      args.column_parts[(quantity * (args.rows / tile) + i0 / tile) * args.columns + j0 + at_side] =
+          sum;
+    else
+      args.row_parts[(quantity * (args.columns / tile) + j0 / tile) * args.rows + i0 + at_side] =
+          sum;
+  }
+}
+
+}  // namespace fastmmd::cuda
