@@ -5,21 +5,35 @@
 namespace fastmmd::cuda {
 namespace {
 
-// Rows of a thread block. Of many rows more are taken at a time, as all blocks together read z as
-// often as there are blocks.
-int small_rows_of(int64_t count) { return count <= 256 ? 4 : 8; }
+// What all of z may be, in bytes, for each thread block to read it: an SM reads about 64 bytes a
+// cycle from the L2 cache.
+constexpr int64_t small_most_bytes = 1 << 19;
 
-// What reads z from the L2 cache in the least time: more blocks only read it more often.
-constexpr int64_t small_blocks = 64;
+bool has_gram(const Small& s) {
+  return int64_t(s.padded) * s.width * int64_t(sizeof(float)) > small_most_bytes;
+}
+
+// Of a thread block. Of many rows more are taken at a time, as all blocks together read z as often
+// as there are blocks.
+int rows_of(const Small& s) { return has_gram(s) ? 16 : s.count() <= 256 ? 4 : 8; }
+
+// Blocks that make the same products only read z more often: as many as take all that the L2 cache
+// gives. Those that are handed the products do not read more than their share.
+int64_t blocks_of(const Small& s) { return has_gram(s) ? 128 : 64; }
+
+int gram_tiles(const Small& s) {
+  const int side = int(round_up(s.padded, gram_tile) / gram_tile);
+  return side * (side + 1) / 2;
+}
 
 Small lay_out_small(const Mmd2Args& args, const Mmd2Out& out, Arena& arena) {
   Small s{};
   s.rows = {args.x.rows, args.y.rows};
   s.d = int(args.widths[0]);
-  s.padded = int(round_up(s.rows.n + s.rows.m, 8));
+  s.padded = int(round_up(s.rows.n + s.rows.m, 16));
   s.width = int(round_up(s.d, small_columns));
   s.slices = s.width / small_columns;
-  const int64_t rows = small_rows_of(s.count());
+  const int64_t rows = rows_of(s);
   s.tiles = int(round_up(s.count(), rows) / rows);
   s.x = args.x;
   s.y = args.y;
@@ -38,10 +52,16 @@ Small lay_out_small(const Mmd2Args& args, const Mmd2Out& out, Arena& arena) {
   const int64_t batch = args.batch;
   int64_t chunks = 1;
   if (out.v_x || out.v_y)
-    chunks = std::clamp<int64_t>(small_blocks / (s.tiles * batch), 1, round_up(s.width, 32) / 32);
+    chunks = std::clamp<int64_t>(blocks_of(s) / (s.tiles * batch), 1, round_up(s.width, 32) / 32);
   s.chunk = int(round_up((s.width + chunks - 1) / chunks, 4));
   s.z = arena.take<float>(batch * s.padded * s.width);
   s.columns = arena.take<float>(batch * s.padded * s.width);
+  if (has_gram(s)) {
+    constexpr int64_t blocks = 128, most = 16;
+    s.splits = int(std::clamp<int64_t>(blocks / (gram_tiles(s) * batch), 1, most));
+    s.gram = arena.take<float>(batch * s.splits * s.padded * s.padded);
+    s.gram_norms = arena.take<float>(batch * s.splits * s.padded);
+  }
   s.spread = arena.take<double>(batch * s.slices);
   s.largest = arena.take<double>(batch * s.slices);
   s.exponent = arena.take<int>(batch * s.slices);
@@ -51,12 +71,13 @@ Small lay_out_small(const Mmd2Args& args, const Mmd2Out& out, Arena& arena) {
   return s;
 }
 
-template <int R, bool gaussian>
-void launch_tiles_of(const Small& s, int64_t batch, cudaStream_t stream) {
-  const unsigned chunks = unsigned((s.width + s.chunk - 1) / s.chunk);
-  check(fastmmd::cuda::launch(small_tiles_kernel<R, gaussian>,
-                              dim3(unsigned(s.tiles), chunks, unsigned(batch)),
-                              dim3(small_threads<R>), SmallRoom<R>::bytes(s.padded), stream, s));
+// use(integral_constant of the rows of a thread block).
+template <class Use>
+auto with_rows(const Small& s, const Use& use) {
+  const int rows = rows_of(s);
+  return rows == 4   ? use(std::integral_constant<int, 4>{})
+         : rows == 8 ? use(std::integral_constant<int, 8>{})
+                     : use(std::integral_constant<int, 16>{});
 }
 
 }  // namespace
@@ -80,9 +101,9 @@ bool Mmd2::takes_small() const {
   for (int t = 0; t < args_.num_terms; ++t)
     if (args_.terms[t].unit != unit || geometry(args_.terms[t].family) != Geometry::radial)
       return false;
-  const int padded = int(round_up(count, 8));
-  const size_t shared =
-      small_rows_of(count) == 4 ? SmallRoom<4>::bytes(padded) : SmallRoom<8>::bytes(padded);
+  Arena arena(nullptr);
+  const Small s = lay_out_small(args_, out_, arena);
+  const size_t shared = with_rows(s, [&](auto R) { return SmallRoom<R>::bytes(s.padded); });
   constexpr size_t reserved = 8 << 10;  // what is not dynamic
   int most = 0;
   check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch_.device));
@@ -109,13 +130,20 @@ void Mmd2::small() const {
   }
   const bool gaussian = std::all_of(args_.terms, args_.terms + args_.num_terms,
                                     [](const Term& t) { return t.family == Family::gaussian; });
-  const int64_t batch = args_.batch;
-  if (small_rows_of(s.count()) == 4)
-    gaussian ? launch_tiles_of<4, true>(s, batch, stream)
-             : launch_tiles_of<4, false>(s, batch, stream);
-  else
-    gaussian ? launch_tiles_of<8, true>(s, batch, stream)
-             : launch_tiles_of<8, false>(s, batch, stream);
+  const unsigned batch = unsigned(args_.batch);
+  if (s.splits)
+    check(fastmmd::cuda::launch(small_gram_kernel,
+                                dim3(unsigned(gram_tiles(s)), unsigned(s.splits), batch),
+                                dim3(gram_threads), 0, stream, s));
+  const unsigned chunks = unsigned((s.width + s.chunk - 1) / s.chunk);
+  with_rows(s, [&](auto R) {
+    const dim3 tiles(unsigned(s.tiles), chunks, batch), block(small_threads<R>);
+    const size_t bytes = SmallRoom<R>::bytes(s.padded);
+    check(
+        gaussian
+            ? fastmmd::cuda::launch(small_tiles_kernel<R, true>, tiles, block, bytes, stream, s)
+            : fastmmd::cuda::launch(small_tiles_kernel<R, false>, tiles, block, bytes, stream, s));
+  });
 }
 
 }  // namespace fastmmd::cuda

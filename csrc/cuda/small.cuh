@@ -12,6 +12,9 @@
 // round trip. One more warp meanwhile resolves the bandwidth and, in the last block to come
 // there, adds the sums up.
 //
+// Where z is so large that reading all of it takes each thread block longer than a launch does,
+// small_gram_kernel makes the products in between, in tiles, and blocks are of 16 rows.
+//
 // Rows are scaled by a power of two of their slice, 1 but for data far from 1; where it is not,
 // and where pairs lie near each other, distances are made again, from differences.
 #pragma once
@@ -30,15 +33,17 @@ constexpr int product_threads = R == 4 ? 512 : 256;
 template <int R>
 constexpr int small_threads = product_threads<R> + 32;
 constexpr int small_chunk = 512;  // columns of the gradient at a time
-constexpr int small_ahead = 6;    // loads of a thread in flight
+template <int R>
+constexpr int small_ahead = R == 16 ? 4 : 6;  // loads of a thread in flight
 constexpr int products_barrier = 1;
 
-// By value to both kernels. The rows of y follow those of x.
+// By value to all kernels. The rows of y follow those of x.
 struct Small {
   Rows rows;
-  int d, padded, width;  // columns; rows and columns of z, multiples of 8
+  int d, padded, width;  // columns; rows and columns of z, multiples of 16 and 8
   int slices, tiles;
-  int chunk;  // columns of one thread block's gradient
+  int chunk;   // columns of one thread block's gradient
+  int splits;  // of the columns, by small_gram_kernel; 0 where it does not run
   Sample x, y;
   Estimator estimator;
   Pairs pairs;
@@ -50,6 +55,8 @@ struct Small {
   const double *given_scales, *coefficients;
   float* z;            // [batch, padded, width]
   float* columns;      // [batch, width, padded], its transpose
+  float* gram;         // [batch, splits, padded, padded] inner products over a share of the columns
+  float* gram_norms;   // [batch, splits, padded] its diagonals
   double* spread;      // [batch, slices] sums of |x_i - mean|^2
   double* largest;     // [batch, slices] magnitudes
   int* exponent;       // [batch, slices] rows are scaled by 2^-exponent
@@ -62,6 +69,13 @@ struct Small {
   FASTMMD_INLINE int count() const { return int(rows.n + rows.m); }
   FASTMMD_INLINE int domain(int i) const { return i >= rows.n; }
 };
+
+__device__ __forceinline__ void multiply_add(float4& sum, float a, const float4& b) {
+  sum.x = fmaf(a, b.x, sum.x);
+  sum.y = fmaf(a, b.y, sum.y);
+  sum.z = fmaf(a, b.z, sum.z);
+  sum.w = fmaf(a, b.w, sum.w);
+}
 
 __device__ inline double larger(double a, double b) { return b <= a ? a : b; }  // NaN stays
 

@@ -1,4 +1,4 @@
-// The road of small samples: two launches for value and gradients.
+// The road of small samples: two launches for value and gradients, three where rows are wide.
 #pragma once
 
 #include "cuda/mmd.h"

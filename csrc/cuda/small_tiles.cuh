@@ -1,6 +1,7 @@
 // The second launch for small samples: R rows against all, see small.cuh.
 #pragma once
 
+#include "cuda/small_gram.cuh"
 #include "cuda/small_resolve.cuh"
 
 namespace fastmmd::cuda {
@@ -52,13 +53,6 @@ __device__ __forceinline__ void small_loop(int count, const float* rows, int64_t
   }
 }
 
-__device__ __forceinline__ void multiply_add(float4& sum, float a, const float4& b) {
-  sum.x = fmaf(a, b.x, sum.x);
-  sum.y = fmaf(a, b.y, sum.y);
-  sum.z = fmaf(a, b.z, sum.z);
-  sum.w = fmaf(a, b.w, sum.w);
-}
-
 // use(r, c, sum over shares of sum[r]'s element c), r a row of the block and c one of `columns`
 // columns. Each share's threads hold four columns each. By the product threads.
 template <int R, class Use>
@@ -94,7 +88,7 @@ __device__ __forceinline__ void small_products(const Small& s, const SmallResolv
   for (int r = 0; r < R; ++r) sum[r] = {0, 0, 0, 0};
   if (share < shares)
     // The block's own rows are a part of all, and come from the L1 cache.
-    small_loop<R, differences ? 2 : small_ahead>(
+    small_loop<R, differences ? (R == 16 ? 1 : 2) : small_ahead<R>>(
         (s.d - share + shares - 1) / shares, columns + int64_t(share) * s.padded + I,
         int64_t(shares) * s.padded, columns + int64_t(share) * s.padded + j,
         int64_t(shares) * s.padded, [&](int n, const float (&a)[R], const float4& of_j) {
@@ -159,8 +153,9 @@ __global__ void __launch_bounds__(small_threads<R>)
   const int I = int(blockIdx.x) * R, count = s.count();
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const bool multiplies = threadIdx.x < product_threads<R>;
-  if (multiplies) small_products<R, false>(s, resolved, b, I, rooms);
-  else small_resolve(s, b, segments, resolved, rooms.weights);
+  if (!multiplies) small_resolve(s, b, segments, resolved, rooms.weights);
+  else if constexpr (R == 16) small_gram_sum<R>(s, b, I, rooms.w, rooms.norms);
+  else small_products<R, false>(s, resolved, b, I, rooms);
   __syncthreads();
 
   // Elements of w, of which each thread has those of one row.
@@ -242,23 +237,27 @@ __global__ void __launch_bounds__(small_threads<R>)
     for (int h = 0; h < R; ++h) sum[h] = {0, 0, 0, 0};
     if (share < shares) {
       if (!apart) {
-        small_loop<R, small_ahead>(terms, g, shares * R, from, int64_t(shares) * s.width,
-                                   [&](int, const float (&g_j)[R], const float4& z_j) {
+        small_loop<R, small_ahead<R>>(terms, g, shares * R, from, int64_t(shares) * s.width,
+                                      [&](int, const float (&g_j)[R], const float4& z_j) {
 #pragma unroll
-                                     for (int h = 0; h < R; ++h) multiply_add(sum[h], g_j[h], z_j);
-                                   });
+                                        for (int h = 0; h < R; ++h)
+                                          multiply_add(sum[h], g_j[h], z_j);
+                                      });
       } else {  // near rows may have g without bound: no product but of their difference
         const float* const own = z + int64_t(I) * s.width + k + four;
-        small_loop<R, 2>(
-            terms, g, shares * R, from, int64_t(shares) * s.width,
-            [&](int, const float (&g_j)[R], const float4& z_j) {
 #pragma unroll
-              for (int h = 0; h < R; ++h) {
-                const float4 z_i = *reinterpret_cast<const float4*>(own + int64_t(h) * s.width);
-                multiply_add(sum[h], g_j[h],
-                             {z_j.x - z_i.x, z_j.y - z_i.y, z_j.z - z_i.z, z_j.w - z_i.w});
-              }
-            });
+        for (int four_rows = 0; four_rows < R; four_rows += 4)
+          small_loop<4, 2>(
+              terms, g + four_rows, shares * R, from, int64_t(shares) * s.width,
+              [&](int, const float (&g_j)[4], const float4& z_j) {
+#pragma unroll
+                for (int h = 0; h < 4; ++h) {
+                  const float4 z_i =
+                      *reinterpret_cast<const float4*>(own + int64_t(four_rows + h) * s.width);
+                  multiply_add(sum[four_rows + h], g_j[h],
+                               {z_j.x - z_i.x, z_j.y - z_i.y, z_j.z - z_i.z, z_j.w - z_i.w});
+                }
+              });
       }
     }
     if (k > begin) ptx::named_barrier_sync(products_barrier, product_threads<R>);
