@@ -37,12 +37,11 @@ class Lines {
     Key key;
     uint32_t index;
   };
-  static constexpr int bits = 11, passes = (8 * int(sizeof(Key)) + bits - 1) / bits;
+  static constexpr int bits = 11, top = 8 * int(sizeof(Key)) - bits;  // of a digit, and the highest
   static constexpr Key digits = (Key(1) << bits) - 1;
 
   size_t room() const {
-    return (size_t(2 * count_) * sizeof(Item) + passes * (digits + 1) * sizeof(uint32_t) + 63) /
-           64 * 64;
+    return (size_t(2 * count_) * sizeof(Item) + (digits + 1) * sizeof(uint32_t) + 63) / 64 * 64;
   }
 
   // Numbers order as these do: negative ones backwards, below the others. -0 is 0.
@@ -62,36 +61,48 @@ class Lines {
     return value;
   }
 
-  // Sorted by key; equal keys in the order in which they came. By digits from the least, whose
-  // counts one pass over the keys makes; a digit that all keys share needs no pass of its own.
+  // Sorted by key; equal keys in the order in which they came. By the highest digit first, which
+  // leaves pieces that fit in a cache, and these by their digits from the lowest on.
   Item* sort(Item* items, Item* others, uint32_t* counts) const {
-    if (count_ <= 64) {
-      for (int64_t i = 1; i < count_; ++i) {
-        const Item item = items[i];
-        int64_t at = i;
-        for (; at > 0 && items[at - 1].key > item.key; --at) items[at] = items[at - 1];
-        items[at] = item;
+    if (!scatter(items, others, count_, top, counts)) std::swap(items, others);
+    for (int64_t begin = 0, end; begin < count_; begin = end) {
+      const Key digit = others[begin].key >> top;
+      for (end = begin + 1; end < count_ && others[end].key >> top == digit;) ++end;
+      Item *piece = others + begin, *room = items + begin;
+      const int64_t size = end - begin;
+      if (size <= 32) {
+        insert(piece, size);
+        continue;
       }
-      return items;
+      for (int shift = 0; shift < top; shift += bits)
+        if (scatter(piece, room, size, shift, counts)) std::swap(piece, room);
+      if (piece != others + begin) std::copy_n(piece, size, others + begin);
     }
-    std::fill_n(counts, passes * (digits + 1), 0u);
-    for (int64_t i = 0; i < count_; ++i)
-      for (int p = 0; p < passes; ++p)
-        ++counts[p * (digits + 1) + (items[i].key >> (p * bits) & digits)];
-    for (int p = 0; p < passes; ++p, counts += digits + 1) {
-      const int shift = p * bits;
-      if (counts[items[0].key >> shift & digits] == uint32_t(count_)) continue;
-      uint32_t before = 0;
-      for (Key digit = 0; digit <= digits; ++digit) {
-        const uint32_t here = counts[digit];
-        counts[digit] = before;
-        before += here;
-      }
-      for (int64_t i = 0; i < count_; ++i)
-        others[counts[items[i].key >> shift & digits]++] = items[i];
-      std::swap(items, others);
+    return others;
+  }
+
+  static void insert(Item* items, int64_t size) {
+    for (int64_t i = 1; i < size; ++i) {
+      const Item item = items[i];
+      int64_t at = i;
+      for (; at > 0 && items[at - 1].key > item.key; --at) items[at] = items[at - 1];
+      items[at] = item;
     }
-    return items;
+  }
+
+  // By one digit, unless all have the same.
+  static bool scatter(const Item* items, Item* to, int64_t size, int shift, uint32_t* counts) {
+    std::fill_n(counts, digits + 1, 0u);
+    for (int64_t i = 0; i < size; ++i) ++counts[items[i].key >> shift & digits];
+    if (counts[items[0].key >> shift & digits] == uint32_t(size)) return false;
+    uint32_t before = 0;
+    for (Key digit = 0; digit <= digits; ++digit) {
+      const uint32_t here = counts[digit];
+      counts[digit] = before;
+      before += here;
+    }
+    for (int64_t i = 0; i < size; ++i) to[counts[items[i].key >> shift & digits]++] = items[i];
+    return true;
   }
 
   void sum(int64_t line, int rank) {
@@ -123,6 +134,9 @@ class Lines {
     U* of[2];
     uint32_t n;
     explicit operator bool() const { return of[0] || of[1]; }
+    void fetch(uint32_t index, bool y) const {  // into the cache, to be written
+      if (of[y]) __builtin_prefetch(of[y] + index - (y ? n : 0), 1);
+    }
     void set(uint32_t index, bool y, U value) const {
       if (of[y]) of[y][index - (y ? n : 0)] = value;
     }
@@ -133,6 +147,8 @@ class Lines {
              t ? static_cast<U*>(t) + line * args_.m : nullptr},
             uint32_t(args_.n)};
   }
+
+  static constexpr int64_t ahead = 32;
 
   template <bool weighted>
   void walk(int64_t line, const Item* items) const {
@@ -179,6 +195,7 @@ class Lines {
         const double side[2] = {below[0] + upto[0] - total[0], below[1] + upto[1] - total[1]};
         const double slope[2] = {2 * (side[1] - q[0] * side[0]), 2 * (side[0] - q[1] * side[1])};
         for (int64_t k = i; k < end; ++k) {
+          if (k + ahead < count_) v.fetch(items[k + ahead].index, items[k + ahead].index >= n);
           const uint32_t index = items[k].index;
           const bool y = index >= n;
           v.set(index, y, T(weight(index, y) * slope[y]));

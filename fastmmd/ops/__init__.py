@@ -2,9 +2,9 @@
 
 Arguments have been checked by the time they come here. ``_core`` talks to the native module,
 ``_mmd2`` holds the MMD and its derivatives, ``_sums`` products of kernel matrices and matrices,
-``_lines`` what is made by sorting, and ``_statistics`` what has no derivative. All call the native core without the dispatcher where
-nothing needs the dispatcher, as a small batch costs less than the way through it; both roads end in
-the same native calls, so they give the same bits.
+``_lines`` what is made by sorting, and ``_statistics`` what has no derivative. All call the native
+core without the dispatcher where nothing needs the dispatcher, as a small batch costs less than the
+way through it; both roads end in the same native calls, so they give the same bits.
 """
 
 from __future__ import annotations

@@ -11,9 +11,82 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmmd.checks import is_plain
 from fastmmd.ops._core import CPU, address, buffer, loop, native, register_vmap
 
-_Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
+_CHUNK = 1 << 22  # positions at a time: buffers that the allocator keeps from call to call
+
+
+def sliced_energy(
+    x: Tensor,
+    y: Tensor,
+    projections: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    q: Tensor,
+) -> Tensor:
+    """The mean of :func:`line_energy` over the lines of ``projections`` [d, L], differentiable.
+
+    Without the dispatcher, lines are made, sorted and turned into gradients of the points a few at
+    a time, in O((n + m) d) memory.
+    """
+    inputs = (x, y, projections, x_weights, y_weights, q)
+    if is_plain(*inputs) and x.is_cpu:
+        return _ShortRoad.apply(*inputs)
+    return _by_all_lines(*inputs)
+
+
+def _by_all_lines(x: Tensor, y: Tensor, projections: Tensor, *rest: Any) -> Tensor:
+    return line_energy(projections.mT @ x.mT, projections.mT @ y.mT, *rest).mean()
+
+
+class _ShortRoad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, y, projections, x_weights, y_weights, q = inputs
+        needs = ctx.needs_input_grad
+        weighs = [need and w is not None for need, w in zip(needs[3:5], inputs[3:5], strict=True)]
+        moves = any(needs[:3])
+        lines = projections.shape[1]
+        # Not by the number of threads, on which no sum may depend.
+        step = max(8, _CHUNK // (len(x) + len(y)) // 8 * 8)
+        total = torch.zeros((), dtype=torch.float64, device=CPU)
+        v = [
+            None if not need else torch.zeros_like(i) for need, i in zip(needs, inputs, strict=True)
+        ]
+        v_x, v_y, v_projections, v_x_weights, v_y_weights, v_q = v
+        for first in range(0, lines, step):
+            some = projections[:, first : first + step]
+            value, within, v_s, v_t, v_a, v_b = _cpu(
+                some.T @ x.T, some.T @ y.T, x_weights, y_weights, q, [moves, moves, *weighs]
+            )
+            total += value.sum()
+            if v_x is not None:
+                v_x.addmm_(v_s.T, some.T)
+            if v_y is not None:
+                v_y.addmm_(v_t.T, some.T)
+            if v_projections is not None:
+                v_projections[:, first : first + step] = x.T @ v_s.T + y.T @ v_t.T
+            if v_x_weights is not None:
+                v_x_weights += v_a.sum(0)
+            if v_y_weights is not None:
+                v_y_weights += v_b.sum(0)
+            if v_q is not None:
+                v_q -= within.sum(0)
+        ctx.lines = lines
+        ctx.save_for_backward(*inputs, *v)
+        return total / lines
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, v = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        if torch.is_grad_enabled():  # for a second derivative
+            wanted = [i for i, need in zip(inputs, ctx.needs_input_grad, strict=True) if need]
+            value = _by_all_lines(*inputs)
+            made = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
+            return tuple(next(made) if need else None for need in ctx.needs_input_grad)
+        scale = grad / ctx.lines
+        return tuple(None if g is None else (scale * g).to(g.dtype) for g in v)
 
 
 def line_energy(
