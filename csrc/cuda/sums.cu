@@ -392,8 +392,8 @@ class SignForms {
     drawing_ = {points_.rows, args.scheme, args.seed, args.count + 1, nullptr, nullptr, 0};
     drawing_.signs = arena_.template take<uint64_t>(words_ * points_.padded());
     if (args.scheme == Scheme::permutation) {
-      // As much memory as the signs, or 64 MB if that is more.
-      drawing_.warps = std::max(args.count / 32, (int64_t(1) << 24) / total);
+      // As much memory as the signs, or 32 MB if that is more.
+      drawing_.warps = std::max(args.count / 32, (int64_t(1) << 23) / total);
       drawing_.warps = std::min(std::max<int64_t>(drawing_.warps, 1), args.count);
       drawing_.order = arena_.template take<uint32_t>(drawing_.warps * total);
     }
