@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(P::threads, P::blocks(gaussian))
       const int64_t apart =
           int64_t(block) * P::rows + warp_row - int64_t(tile) * P::columns - warp_column;
       float c[P::own_columns / 8][4];
-      fused::inner<P>(z_I, z_J, depth * int(bytes(P::operand)) / 32, c);
+      fused::inner<P>(z_I, z_J, depth, c);
       auto values = [&](auto diagonal) {
         const fused::Tile<P, diagonal> pairs{rows, columns, int(apart), !points.pairs.self_within};
         if (radial) {

@@ -21,7 +21,7 @@ struct Fused {
   static constexpr int chains = 4;
   // Of one multiprocessor, so that one is at its products while others look at kernels.
   static constexpr int blocks(bool gaussian) {
-    return sharers == 2 ? 1 : gaussian && width <= 128 ? 3 : 2;
+    return sharers == 2 ? 1 : gaussian && width <= 128 && operand != Operand::tf32x3 ? 3 : 2;
   }
 
   // Rows I; then tiles of columns; each with norms and weights. Afterwards the registers that
@@ -64,7 +64,7 @@ __device__ __forceinline__ void load(const Points<float>& points, int64_t first,
 
 // c = Z_I Z_J' of a warp's 16 rows and its columns.
 template <class P, int products>
-__device__ __forceinline__ void inner(const char* z_I, const char* z_J, int steps,
+__device__ __forceinline__ void inner(const char* z_I, const char* z_J, int depth,
                                       float (&c)[products][4]) {
   using F = Fragment<P::operand>;
   const int lane = threadIdx.x % 32;
@@ -77,21 +77,27 @@ __device__ __forceinline__ void inner(const char* z_I, const char* z_J, int step
   for (int n = 0; n < products; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) c[n][i] = 0;
-#pragma unroll 2
-  for (int step = 0; step < steps; ++step) {
-    uint32_t r[4];
-    ptx::ldmatrix4(r, a_row + (a_place ^ (step << 5)));
-    typename F::A a;
+#pragma unroll 1
+  for (int first = 0; first < depth * int(bytes(P::operand)) / 32; first += 2) {
+    [[maybe_unused]] float part[products][4] = {};  // as in Mma
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a.set(i, r[i]);
-    typename F::B b[products];
+    for (int step = first; step < first + 2; ++step) {
+      uint32_t r[4];
+      ptx::ldmatrix4(r, a_row + (a_place ^ (step << 5)));
+      typename F::A a;
 #pragma unroll
-    for (int n = 0; n < products; n += 2) {
-      ptx::ldmatrix4(r, b_row + n * 8 * P::pitch + (b_place ^ (step << 5)));
+      for (int i = 0; i < 4; ++i) a.set(i, r[i]);
+      typename F::B b[products];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) b[n + i / 2].set(i % 2, r[i]);
+      for (int n = 0; n < products; n += 2) {
+        ptx::ldmatrix4(r, b_row + n * 8 * P::pitch + (b_place ^ (step << 5)));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[n + i / 2].set(i % 2, r[i]);
+      }
+      if constexpr (F::split) F::multiply(part, a, b);
+      else F::multiply(c, a, b);
     }
-    F::multiply_long(c, a, b);
+    if constexpr (F::split) F::add(c, part);
   }
 }
 

@@ -18,9 +18,16 @@ struct Fragment {
   struct Of {
     uint32_t r[parts][registers];
 
+    // Three operations for a split: the upper part is rounded to nearest; of the lower one the
+    // tensor cores cut off what they cannot hold, less than the product of two lower parts, which
+    // nobody makes. If x is NaN the lower part is, whatever the upper one has become.
     __device__ __forceinline__ void set(int i, uint32_t bits) {
-      if constexpr (split) ptx::split_tf32(__uint_as_float(bits), r[0][i], r[parts - 1][i]);
-      else r[0][i] = bits;
+      if constexpr (split) {
+        r[0][i] = (bits + 0x1000u) & 0xffffe000u;
+        r[parts - 1][i] = __float_as_uint(__uint_as_float(bits) - __uint_as_float(r[0][i]));
+      } else {
+        r[0][i] = bits;
+      }
     }
   };
   using A = Of<4>;
@@ -45,20 +52,6 @@ struct Fragment {
     }
 #pragma unroll
     for (int n = 0; n < columns; ++n) multiply(c[n], a.r[0], b[n].r[0]);
-  }
-
-  // The same. The tensor cores cut off what they cannot hold of a sum, so where the accuracy of
-  // float32 is wanted, long sums are made outside of them.
-  template <int columns>
-  static __device__ __forceinline__ void multiply_long(float (&c)[columns][4], const A& a,
-                                                       const B (&b)[columns]) {
-    if constexpr (split) {
-      float sum[columns][4] = {};
-      multiply(sum, a, b);
-      add(c, sum);
-    } else {
-      multiply(c, a, b);
-    }
   }
 
   template <int columns>
@@ -107,6 +100,9 @@ struct Mma {
 #pragma unroll
     for (int e = 0; e < elements; ++e) u[e] = 0;
     pipeline(f, I, J, shared, [&](const char* z_I, const char* z_J) {
+      // The tensor cores cut off what they cannot hold of a sum, so where the accuracy of float32
+      // is wanted, long sums are made outside of them.
+      [[maybe_unused]] float part[4][4][4] = {};
 #pragma unroll
       for (int step = 0; step < row_bytes / 32; ++step) {
         typename F::B b[4];
@@ -124,9 +120,13 @@ struct Mma {
           typename F::A a;
 #pragma unroll
           for (int i = 0; i < 4; ++i) a.set(i, r[i]);
-          F::multiply_long(c[m], a, b);
+          if constexpr (F::split) F::multiply(part[m], a, b);
+          else F::multiply(c[m], a, b);
         }
       }
+      if constexpr (F::split)
+#pragma unroll
+        for (int m = 0; m < 4; ++m) F::add(c[m], part[m]);
     });
   }
 
