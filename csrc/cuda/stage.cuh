@@ -36,8 +36,10 @@ __device__ inline Tile tile_of(const TileArgs<T>& args, int64_t t, int tile) {
   }
   constexpr int64_t band = 8;
   const int64_t first = t / (band * columns) * band, left = args.rows / tile - first;
-  const int64_t height = left < band ? left : band, at = t - first * columns;
-  return {args.row + (first + at % height) * tile, args.column + at / height * tile};
+  const int64_t at = t - first * columns;
+  if (left >= band)  // divisions of 64 bits are long
+    return {args.row + (first + at % band) * tile, args.column + at / band * tile};
+  return {args.row + (first + at % left) * tile, args.column + at / left * tile};
 }
 
 template <class T>
@@ -118,49 +120,65 @@ __device__ __forceinline__ void put_weights(E* to, T first, T second) {
   else *reinterpret_cast<Both*>(to) = {{first, second}};
 }
 
-// A tile of gradient weights in shared memory: to the panel, and their sums over columns and over
-// rows. All threads call it; the stage may be written again after the next barrier.
+// The elements of 16 bytes of the stage.
+template <Operand operand, int count, class T>
+__device__ __forceinline__ void unpack(const uint4& words, T (&values)[count]) {
+  if constexpr (count == 8) {
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int c = 0; c < count; ++c)
+      if constexpr (operand == Operand::bfloat16)
+        values[c] = __uint_as_float(c % 2 ? word[c / 2] & 0xffff0000u : word[c / 2] << 16);
+      else values[c] = from_half(uint16_t(word[c / 2] >> (16 * (c % 2))));
+  } else {
+    memcpy(values, &words, sizeof(words));
+  }
+}
+
+// A tile of gradient weights in shared memory: to the panel, and where `sums`, their sums over
+// columns to the row parts and over rows to the column parts, if there are any. All threads call
+// it; the stage may be written again after the next barrier.
 template <Operand operand, int tile, int threads, class E, class T>
-__device__ void write_weights(E* stage, const TileArgs<T>& args, const Tile& at, void* w,
-                              T* row_sums, T* column_sums) {
+__device__ __forceinline__ void write_weights(E* stage, const TileArgs<T>& args, const Tile& at,
+                                              void* w, bool sums) {
   constexpr int stride = stage_stride<E, tile>();
   constexpr int vector = 16 / int(sizeof(E)), vectors = tile / vector, rows = threads / vectors;
   static_assert(vectors <= 32 && threads % vectors == 0 && tile % rows == 0);
   static_assert(rows * sizeof(T) <= stride * sizeof(E), "the stage is used twice");
   const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
   const int first = threadIdx.x / vectors, j = threadIdx.x % vectors * vector;
+  E* to = static_cast<E*>(w) + (i0 + first) * args.columns + j0 + j;
+  T* const row_sums = args.row_parts + j0 / tile * args.rows + i0 + first;
   T of_column[vector] = {};
 #pragma unroll 4
-  for (int i = first; i < tile; i += rows) {
-    const uint4 words = *reinterpret_cast<const uint4*>(stage + i * stride + j);
-    if (w) ptx::store16(static_cast<E*>(w) + (i0 + i) * args.columns + j0 + j, words);
-    E weights[vector];
-    memcpy(weights, &words, sizeof(words));
-    T of_row = 0;
+  for (int step = 0; step < tile / rows; ++step) {
+    const uint4 words = *reinterpret_cast<const uint4*>(stage + (step * rows + first) * stride + j);
+    ptx::store16(to, words);
+    to += rows * args.columns;
+    if (!sums) continue;
+    T weights[vector], of_row = 0;
+    unpack<operand>(words, weights);
 #pragma unroll
     for (int c = 0; c < vector; ++c) {
-      const T g = value_of(weights[c]);
-      of_row += g;
-      of_column[c] += g;
+      of_row += weights[c];
+      of_column[c] += weights[c];
     }
-    if (row_sums) {
 #pragma unroll
-      for (int lane = vectors / 2; lane; lane /= 2)
-        of_row += __shfl_xor_sync(0xffffffffu, of_row, lane);
-      if (j == 0) row_sums[j0 / tile * args.rows + i0 + i] = of_row;
-    }
+    for (int lane = vectors / 2; lane; lane /= 2)
+      of_row += __shfl_xor_sync(0xffffffffu, of_row, lane);
+    if (j == 0) row_sums[step * rows] = of_row;
   }
-  if (column_sums) {
-    T* const parts = reinterpret_cast<T*>(stage);
-    __syncthreads();
+  if (!sums || !args.column_parts) return;
+  T* const parts = reinterpret_cast<T*>(stage);
+  __syncthreads();
 #pragma unroll
-    for (int c = 0; c < vector; ++c) parts[first * tile + j + c] = of_column[c];
-    __syncthreads();
-    for (int column = threadIdx.x; column < tile; column += threads) {
-      T sum = 0;
-      for (int part = 0; part < rows; ++part) sum += parts[part * tile + column];
-      column_sums[i0 / tile * args.columns + j0 + column] = sum;
-    }
+  for (int c = 0; c < vector; ++c) parts[first * tile + j + c] = of_column[c];
+  __syncthreads();
+  for (int column = threadIdx.x; column < tile; column += threads) {
+    T sum = 0;
+#pragma unroll
+    for (int part = 0; part < rows; ++part) sum += parts[part * tile + column];
+    args.column_parts[i0 / tile * args.columns + j0 + column] = sum;
   }
 }
 

@@ -17,9 +17,9 @@
 //
 //     looks_ahead = true
 //     begin(params, shared)                        before the first tile and a barrier
-//     look_ahead<stage>(params, f, I, J, shared)   of the next tile; all threads are done with the
-//                                                  products of this one. So many bytes of shared
-//                                                  memory are about to be written
+//     look_ahead<stage>(params, f, next, shared)   all are done with the products of a tile; so
+//                                                  many bytes of shared memory are about to be
+//                                                  written. Thread 0 alone may read `next`
 //     hand_back()                                  the stage will not be touched any more
 //
 // Everything after the inner products is written once, here. Signs and factors of the gradient
@@ -235,6 +235,7 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
   constexpr int warps = Products::threads / 32;
   __shared__ double room[warps];
   __shared__ double totals[warps][3];  // xx, yy, xy
+  __shared__ Tile next;                // one thread works it out
   const Points<T>& points = args.points;
   const Factor<T>& f = points.factors[0];
   const Resolved<T>& resolved = *points.resolved;
@@ -244,24 +245,25 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
   Products products;
   constexpr bool looks_ahead = LooksAhead<Products>::value;
   if constexpr (looks_ahead) products.begin(params, shared);
+  if (threadIdx.x == 0) next = tile_of(args, blockIdx.x, tile);
   __syncthreads();
   const T offset = resolved.kernel[0].near_offset;
 
   auto sums = [&] { return points.sums + int64_t(blockIdx.x) * points.row_of_sums(); };
   const int64_t tiles = tiles_of(args, tile);
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
-    const Tile at = tile_of(args, t, tile);
     T u[elements];
     if constexpr (looks_ahead) products.hand_back();
     __syncthreads();  // what is read of the last tile may be overwritten
+    const Tile at = next;
     sides.load(points, f, at);
     products.multiply(params, f, at.I, at.J, shared, u);
     __syncthreads();
-    if constexpr (looks_ahead)
-      if (t + gridDim.x < tiles) {
-        const Tile next = tile_of(args, t + gridDim.x, tile);
-        products.template look_ahead<Shared::stage>(params, f, next.I, next.J, shared);
-      }
+    if (t + gridDim.x < tiles) {
+      if (threadIdx.x == 0) next = tile_of(args, t + gridDim.x, tile);
+      if constexpr (looks_ahead)
+        products.template look_ahead<Shared::stage>(params, f, next, shared);
+    }
     const double copies = args.triangle ? (at.I == at.J ? 1 : 2) : args.copies;
     const double C = 1 / divisor(points, resolved.by, at);
     const T slope = T((radial ? -4 : 2) * C * double(resolved.gain));
@@ -371,9 +373,8 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     }
     if constexpr (gradient) {
       __syncthreads();
-      write_weights<Products::operand, tile, Products::threads>(
-          weights, args, at, args.w[0], radial ? args.row_parts : nullptr,
-          radial ? args.column_parts : nullptr);
+      write_weights<Products::operand, tile, Products::threads>(weights, args, at, args.w[0],
+                                                                radial);
     }
   }
   __syncthreads();

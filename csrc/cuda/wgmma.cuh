@@ -69,14 +69,14 @@ class Wgmma {
 
   // All products of the last tile are made. Shared memory is about to be written up to `stage`.
   template <int stage>
-  __device__ __forceinline__ void look_ahead(const Params& params, const Factor<T>& f, int64_t I,
-                                             int64_t J, char* shared) {
+  __device__ __forceinline__ void look_ahead(const Params& params, const Factor<T>& f,
+                                             const Tile& next, char* shared) {
     constexpr int clear = (barriers - round_up(stage, 1024)) / stage_bytes;
     const int steps = steps_of(f);
     loaded_ = steps < clear ? steps : clear;
     if (threadIdx.x == 0)
 #pragma unroll 1
-      for (int k = 0; k < loaded_; ++k) load(params, I, J, k, k, shared);
+      for (int k = 0; k < loaded_; ++k) load(params, next.I, next.J, k, k, shared);
   }
 
   // By all threads, before a barrier and the next tile.
