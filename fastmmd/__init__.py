@@ -49,6 +49,7 @@ from fastmmd.sliced import SlicedMMDLoss, sliced_mmd2
 
 if TYPE_CHECKING:
     from fastmmd import compat, stats
+    from fastmmd.sketch import MeanEmbedding
     from fastmmd.stats import two_sample_test
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "MMDLoss",
     "Matern",
     "MeanDifferenceProjection",
+    "MeanEmbedding",
     "Polynomial",
     "RandomFeatureMMDLoss",
     "RationalQuadratic",
@@ -95,7 +97,7 @@ __all__ = [
 
 # Imported when first asked for: what a training loop does without must not slow its start.
 _MODULES = ("compat", "stats")
-_MEMBERS = {"two_sample_test": "stats"}
+_MEMBERS = {"MeanEmbedding": "sketch", "two_sample_test": "stats"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,12 @@ import fastmmd
 from fastmmd._extras import MissingExtraError
 from fastmmd._options import positive
 from fastmmd._output import OutputError
-from fastmmd.compare.options import add_arguments, settings
+from fastmmd.compare.options import (
+    add_arguments,
+    add_sketch_arguments,
+    settings,
+    sketch_settings,
+)
 from fastmmd.compare.reading import InputError
 from fastmmd.info import info
 
@@ -94,11 +99,24 @@ def parser() -> argparse.ArgumentParser:
         help="test whether two files of numbers come from one distribution",
         description=(
             "Test whether the rows of two files come from one distribution, and list the columns "
-            "and rows that tell them apart. Files: .npy, .npz, .csv, .tsv or .parquet, all numbers."
+            "and rows that tell them apart. Files: .npy, .npz, .csv, .tsv or .parquet, all "
+            "numbers; or sketches of them."
         ),
     )
     add_arguments(command)
     command.set_defaults(run=run_compare)
+
+    command = commands.add_parser(
+        "sketch",
+        help="sum up a file of numbers, to compare it with others later or elsewhere",
+        description=(
+            "Write a small file that stands for the rows of a large one: sums of random features. "
+            "fastmmd compare takes two of them, made on different machines. The data are read a "
+            "part at a time. Files: .npy, .npz, .csv, .tsv or .parquet, all numbers."
+        ),
+    )
+    add_sketch_arguments(command)
+    command.set_defaults(run=run_sketch)
     return root
 
 
@@ -137,6 +155,22 @@ def run_compare(options: argparse.Namespace) -> int:
         as_json=options.json,
     )
     return int(options.fail_on_difference and comparison.different)
+
+
+def run_sketch(options: argparse.Namespace) -> int:
+    """``fastmmd sketch``."""
+    from fastmmd.compare.sketches import sketch
+
+    made_with = sketch_settings(options)
+    sketch(
+        options.data,
+        options.output,
+        made_with,
+        like=options.like,
+        key=options.key,
+        columns=options.columns,
+    )
+    return 0
 
 
 def fail(message: str) -> int:

@@ -58,7 +58,11 @@ def draw_null(panel: Axes, comparison: Comparison) -> None:
     panel.axvline(test.statistic, color=ORANGE, lw=2.4, label="labels as given")
     panel.set_xlabel("MMD²")
     panel.set_ylabel("relabellings")
-    panel.set_title(f"p = {comparison.pvalue:.3g}: {verdict(comparison)}", loc="left", fontsize=11)
+    panel.set_title(
+        f"p = {comparison.pvalue:.3g}: {verdict(comparison.different, comparison.settings.alpha)}",
+        loc="left",
+        fontsize=11,
+    )
     tidy(panel)
     panel.legend(loc="upper center", fontsize=8.5, framealpha=0.9, edgecolor="none")
 

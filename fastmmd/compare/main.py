@@ -11,6 +11,8 @@ from fastmmd._output import OutputFolder
 from fastmmd.compare.comparison import Comparison, Settings, compare
 from fastmmd.compare.reading import read
 from fastmmd.compare.report import print_report
+from fastmmd.compare.sketches import SketchComparison, compare_sketches
+from fastmmd.sketch.files import is_sketch
 
 __all__ = ["run"]
 
@@ -24,8 +26,10 @@ def run(
     output: str | os.PathLike[str] | None = None,
     top: int = 10,
     as_json: bool = False,
-) -> Comparison:
+) -> Comparison | SketchComparison:
     """Compares two files, prints the result, and writes it to a folder if one is given.
+
+    Sketches are compared by :func:`fastmmd.compare.sketches.compare_sketches`.
 
     Args:
         a: The first file.
@@ -47,6 +51,8 @@ def run(
         MissingExtraError: An output folder without Matplotlib, or a ``.parquet`` file without
             pyarrow.
     """
+    if is_sketch(a) or is_sketch(b):
+        return compare_sketches(a, b, settings, key, columns, output, as_json)
     if output is not None:
         require_extra("--output", "cli", "matplotlib")
     first, second = (read(path, key, columns) for path in (a, b))

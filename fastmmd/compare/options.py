@@ -8,8 +8,11 @@ from pathlib import Path
 
 from fastmmd._options import between, positive, positive_number, share, whole
 from fastmmd.compare.comparison import AGGREGATED, KERNELS, Settings
+from fastmmd.compare.reading import InputError
+from fastmmd.compare.sketches import FAMILIES, SketchSettings
+from fastmmd.frequencies import SCHEMES
 
-__all__ = ["add_arguments", "settings"]
+__all__ = ["add_arguments", "add_sketch_arguments", "settings", "sketch_settings"]
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -114,6 +117,73 @@ def settings(options: argparse.Namespace) -> Settings:
         standardize=options.standardize,
         max_rows=options.max_rows,
     )
+
+
+def add_sketch_arguments(command: argparse.ArgumentParser) -> None:
+    """Declares those of ``fastmmd sketch``; the defaults are those of :class:`SketchSettings`."""
+    default = SketchSettings()
+    command.epilog = (
+        "Sketches can be compared, and merged, that were made with one kernel, number of features "
+        "and seed: make the second with --like. Exit status: 0 if the sketch was written, 2 for a "
+        "mistake in the options or the files, 130 after Ctrl-C."
+    )
+    command.add_argument("data", metavar="DATA", help="the file")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="S",
+        help="the sketch to write: .npz, or .safetensors (extra sketch)",
+    )
+    data = command.add_argument_group("data")
+    data.add_argument("--key", help="which array of an .npz file (default: the only one)")
+    data.add_argument(
+        "--columns",
+        type=names,
+        metavar="NAME,...",
+        help="columns to sketch, by name or by number from 0 (default: all)",
+    )
+    made = command.add_argument_group("sketch")
+    made.add_argument(
+        "--like", metavar="S", help="a sketch that gives all of the following: to be compared with"
+    )
+    # None: not given, so that it is seen whether something contradicts --like.
+    made.add_argument("--kernel", choices=list(FAMILIES), help=f"(default: {default.kernel})")
+    made.add_argument(
+        "--bandwidth",
+        type=bandwidth,
+        metavar="S",
+        help="a positive number; or mean or median: of the distances of 4096 rows of this file, for"
+        f" a Gaussian kernel with 1/4 to 4 times its square (default: {default.bandwidth})",
+    )
+    made.add_argument(
+        "--num-features",
+        type=positive,
+        metavar="D",
+        help="the error of MMD^2 falls as 1/sqrt(D), the time grows as D"
+        f" (default: {default.num_features})",
+    )
+    made.add_argument("--seed", type=seed, help=f"(default: {default.seed})")
+    made.add_argument(
+        "--frequencies", choices=list(SCHEMES), help=f"(default: {default.frequencies})"
+    )
+    made.add_argument("--form", choices=["pair", "phase"], help=f"(default: {default.form})")
+    command.add_argument("--threads", type=positive, help="(default: torch's)")
+
+
+def sketch_settings(options: argparse.Namespace) -> SketchSettings:
+    """What the options ask for.
+
+    Raises:
+        InputError: An option contradicts ``--like``.
+    """
+    asked = {name: getattr(options, name) for name in vars(SketchSettings())}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if options.like is not None and given:
+        option = f"--{next(iter(given)).replace('_', '-')}"
+        raise InputError(f"{option}: comes from --like {options.like}")
+    return SketchSettings(**given)
 
 
 def bandwidth(text: str) -> str | float:

@@ -8,7 +8,8 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,17 +78,24 @@ def read(path: str, key: str | None = None, columns: Sequence[str] | None = None
     }
     if suffix not in readers:
         raise InputError(f"{path}: the name of a file to compare ends in {', '.join(readers)}")
+    with readable(path):
+        table = readers[suffix]()
+    return _checked(table)
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """For what reads a file, which must not be empty: its errors as InputError."""
     try:
         if Path(path).stat().st_size == 0:
             raise InputError(f"{path}: is empty")
         with open(path, "rb"):
             pass
-        table = readers[suffix]()
+        yield
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except MemoryError as error:
         raise InputError(f"{path}: does not fit into memory") from error
-    return _checked(table)
 
 
 def aligned(a: Table, b: Table) -> tuple[Table, Table]:
@@ -108,8 +116,8 @@ def aligned(a: Table, b: Table) -> tuple[Table, Table]:
         only_b = [name for name in theirs if name not in ours]
         if only_a or only_b or wide != other:
             raise InputError(
-                f"{a.path} and {b.path} have different columns: {_some(only_a)} only in the first,"
-                f" {_some(only_b)} only in the second" + _HINT
+                f"{a.path} and {b.path} have different columns: {some(only_a)} only in the first,"
+                f" {some(only_b)} only in the second" + _HINT
             )
         raise InputError(
             f"{a.path} and {b.path} repeat names of columns, in different orders, so their columns"
@@ -117,40 +125,55 @@ def aligned(a: Table, b: Table) -> tuple[Table, Table]:
         )
     if wide != other:
         raise InputError(
-            f"{a.path} and {b.path} have unequal widths: {_count(wide)} and {_count(other)}"
+            f"{a.path} and {b.path} have unequal widths: {count_columns(wide)} and"
+            f" {count_columns(other)}"
         )
     if not a.names and b.names:
         a = replace(a, names=b.names)
     return a, b
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few names."""
     if not names:
         return "none"
     shown = ", ".join(repr(name) for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _count(columns: int) -> str:
+def count_columns(columns: int) -> str:
+    """Their number in words."""
     return f"{columns} column{'s' * (columns != 1)}"
 
 
 def _checked(table: Table) -> Table:
     rows, width = table.values.shape
-    if rows == 0 or width == 0:
-        raise InputError(f"{table.path}: holds no numbers (of shape {rows} x {width})")
+    check_size(table.path, rows, width)
     if rows < 2:
         raise InputError(f"{table.path}: has 1 row; a sample to compare has 2 or more")
-    finite = np.isfinite(table.values)
+    check_finite(table.path, table.values, table.labels)
+    return table
+
+
+def check_size(path: str, rows: int, width: int) -> None:
+    """Raises InputError if there is nothing."""
+    if rows == 0 or width == 0:
+        raise InputError(f"{path}: holds no numbers (of shape {rows} x {width})")
+
+
+def check_finite(
+    path: str, values: npt.NDArray[Any], labels: Sequence[str], first_row: int = 0
+) -> None:
+    """Raises InputError that names the first number that is none."""
+    finite = np.isfinite(values)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
-        value, label = table.values[row, column], table.labels[column]
+        value, label = values[row, column], labels[column]
         what = "a missing value (NaN)" if math.isnan(value) else f"{value}"
         raise InputError(
-            f"{table.path}: row {row} (from 0) has {what} in {_named(label)}; drop or fill such"
-            " rows first"
+            f"{path}: row {first_row + row} (from 0) has {what} in {_named(label)}; drop or fill"
+            " such rows first"
         )
-    return table
 
 
 def _named(label: str) -> str:
@@ -176,18 +199,19 @@ def _read_npz(path: str, key: str | None, columns: Sequence[str] | None) -> Tabl
             if not keys:
                 raise InputError(f"{path}: is empty")
             if key is None and len(keys) > 1:
-                raise InputError(f"{path}: has several arrays, {_some(keys)}: --key names one")
+                raise InputError(f"{path}: has several arrays, {some(keys)}: --key names one")
             key = keys[0] if key is None else key
             if key not in keys:
-                raise InputError(f"{path}: has no array {key!r}; it has {_some(keys)}")
-            return _from_array(path, _loaded(path, lambda: archive[key]), columns)
+                raise InputError(f"{path}: has no array {key!r}; it has {some(keys)}")
+            return _from_array(path, loaded(path, lambda: archive[key]), columns)
 
 
 def _load(path: str, file: Any) -> Any:
-    return _loaded(path, lambda: np.load(file, allow_pickle=False))
+    return loaded(path, lambda: np.load(file, allow_pickle=False))
 
 
-def _loaded(path: str, load: Callable[[], Any]) -> Any:
+def loaded(path: str, load: Callable[[], Any]) -> Any:
+    """What NumPy reads of a file; its errors as InputError."""
     try:
         return load()
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
@@ -197,26 +221,38 @@ def _loaded(path: str, load: Callable[[], Any]) -> Any:
         raise InputError(f"{path}: is no NumPy file, or is damaged") from error
 
 
-def _from_array(path: str, array: Any, columns: Sequence[str] | None) -> Table:
-    if array.dtype.kind in "USO":
+def array_names(path: str, shape: Sequence[int], dtype: Any) -> tuple[str, ...] | None:
+    """Names of the columns of an array, if it gives them any.
+
+    Raises:
+        InputError: It is no sample of points.
+    """
+    if dtype.kind in "USO":
         raise InputError(f"{path}: holds text, not numbers")
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{path}: holds values of dtype {array.dtype}, not real numbers")
-    if array.ndim == 0:
+    if dtype.kind not in "fiub":
+        raise InputError(f"{path}: holds values of dtype {dtype}, not real numbers")
+    if len(shape) == 0:
         raise InputError(f"{path}: holds a single number, not a sample of points")
-    names: tuple[str, ...] | None = None
-    if array.ndim == 1:
-        array = array[:, None]
-    elif array.ndim > 2:
-        shape = array.shape[1:]
-        names = tuple(str(list(index)) for index in np.ndindex(*shape))
-        array = array.reshape(len(array), len(names))
+    if len(shape) < 3:
+        return None
+    return tuple(str(list(index)) for index in np.ndindex(*shape[1:]))
+
+
+def as_points(array: Any) -> npt.NDArray[Any]:
+    """Rows of an array, [n, d], of a floating dtype up to float64."""
+    array = array.reshape(len(array), math.prod(array.shape[1:]))
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         array = array.astype(np.float64)
-    table = Table(path, array, names)
+    return np.asarray(array)
+
+
+def _from_array(path: str, array: Any, columns: Sequence[str] | None) -> Table:
+    names = array_names(path, array.shape, array.dtype)
+    table = Table(path, as_points(array), names)
+    array = table.values
     if columns is None:
         return table
-    picked = _picked(path, columns, names, array.shape[1])
+    picked = picked_columns(path, columns, names, array.shape[1])
     return replace(
         table,
         values=array[:, picked],
@@ -224,7 +260,7 @@ def _from_array(path: str, array: Any, columns: Sequence[str] | None) -> Table:
     )
 
 
-def _picked(
+def picked_columns(
     path: str, columns: Sequence[str], names: Sequence[str] | None, width: int
 ) -> list[int]:
     """Positions of the columns of these names, or numbers where no name fits."""
@@ -235,7 +271,7 @@ def _picked(
         elif column.isascii() and column.isdigit() and int(column) < width:
             picked.append(int(column))
         else:
-            there = _some(names) if names else f"0 to {width - 1}"
+            there = some(names) if names else f"0 to {width - 1}"
             raise InputError(f"{path}: --columns: there is no column {column!r}; it has {there}")
     return picked
 
@@ -243,16 +279,37 @@ def _picked(
 # --- text ----------------------------------------------------------------------------------------
 
 
-def _read_csv(path: str, columns: Sequence[str] | None, delimiter: str | None = None) -> Table:
+@dataclass(frozen=True)
+class Layout:
+    """How a table in text form is laid out."""
+
+    delimiter: str
+    has_header: bool
+    width: int
+    names: tuple[str, ...] | None  # of all columns
+    picked: list[int]  # columns to take
+    shown: tuple[str, ...] | None  # their names
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def _as_text(path: str) -> Iterator[None]:
     try:
-        return _parse_csv(path, columns, delimiter)
+        yield
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text ({error.reason})") from error
     except csv.Error as error:
         raise InputError(f"{path}: is no table in text form ({error})") from error
 
 
-def _parse_csv(path: str, columns: Sequence[str] | None, delimiter: str | None) -> Table:
+def _read_csv(path: str, columns: Sequence[str] | None, delimiter: str | None = None) -> Table:
+    with _as_text(path):
+        layout = csv_layout(path, columns, delimiter)
+        return Table(path, _numbers(path, layout), layout.shown, layout.notes)
+
+
+def csv_layout(path: str, columns: Sequence[str] | None, delimiter: str | None) -> Layout:
+    """How the text is laid out, by its first line."""
     delimiter = delimiter or _delimiter(path)
     first = next((cells for _, cells in _rows(path, delimiter)), None)
     if first is None:
@@ -265,58 +322,85 @@ def _parse_csv(path: str, columns: Sequence[str] | None, delimiter: str | None) 
     notes: tuple[str, ...] = ()
     picked = list(range(len(first)))
     if columns is not None:
-        picked = _picked(path, columns, names, len(first))
+        picked = picked_columns(path, columns, names, len(first))
     elif names is not None and not names[0] and len(names) > 1:
         picked = picked[1:]
         notes = (f"{path}: the first column has no name; taken for an index and left out",)
-    values = _numbers(path, delimiter, has_header, picked, len(first), names)
     shown = names if names is not None or columns is None else first
     if shown is not None:
         labels = names or [f"column {i}" for i in range(len(first))]
         shown = tuple(labels[i] or f"column {i}" for i in picked)
-    return Table(path, values, tuple(shown) if shown is not None else None, notes)
+    return Layout(delimiter, has_header, len(first), names, picked, shown, notes)
 
 
-def _numbers(
-    path: str,
-    delimiter: str,
-    has_header: bool,
-    picked: list[int],
-    width: int,
-    names: Sequence[str] | None,
-) -> npt.NDArray[Any]:
+def csv_parts(path: str, layout: Layout, rows: int) -> Iterator[npt.NDArray[Any]]:
+    """The numbers, so many lines at a time."""
+    with _as_text(path), open(path, encoding="utf-8-sig") as file:
+        numbered, before, skip = iter(file), 0, layout.has_header
+        while lines := list(itertools.islice(numbered, rows)):
+            # A line may end within quotes, a row does not.
+            within = sum(line.count('"') for line in lines) % 2
+            while within and (line := next(numbered, "")):
+                lines.append(line)
+                within = (within + line.count('"')) % 2
+            yield _part(path, layout, lines, before, skip)
+            skip = skip and not any(line.strip() for line in lines)
+            before += len(lines)
+
+
+def _part(path: str, layout: Layout, lines: list[str], before: int, skip: bool) -> npt.NDArray[Any]:
+    """The numbers of some lines, with ``before`` of them in front, and maybe a header to skip."""
+    values = _fast(itertools.islice(_nonempty(lines), int(skip), None), layout)
+    if values is not None:
+        return values
+    cells = _cells(lines, layout.delimiter, before)
+    return _slow(path, layout, itertools.islice(cells, int(skip), None))
+
+
+def _numbers(path: str, layout: Layout) -> npt.NDArray[Any]:
     """The cells of these columns as float64; rows of another width or with text are errors."""
-    values = None
+    skip = int(layout.has_header)
+    with open(path, encoding="utf-8-sig") as file:
+        values = _fast(itertools.islice(_nonempty(file), skip, None), layout)
+    if values is not None:
+        return values
+    return _slow(path, layout, itertools.islice(_rows(path, layout.delimiter), skip, None))
+
+
+def _fast(lines: Iterator[str], layout: Layout) -> npt.NDArray[Any] | None:
+    """The common case, at the speed of C; None where it is another."""
+    first = next(lines, None)
+    if first is None:
+        return np.empty((0, len(layout.picked)))
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = itertools.islice(_nonempty(file), int(has_header), None)
-            first = next(lines, None)
-            if first is None:
-                return np.empty((0, len(picked)))
-            # The common case, at the speed of C.
-            values = np.loadtxt(
-                itertools.chain([first], lines),
-                delimiter=None if delimiter == " " else delimiter,
-                comments=None,
-                quotechar='"',
-                ndmin=2,
-                dtype=np.float64,
-            )
+        values = np.loadtxt(
+            itertools.chain([first], lines),
+            delimiter=None if layout.delimiter == " " else layout.delimiter,
+            comments=None,
+            quotechar='"',
+            ndmin=2,
+            dtype=np.float64,
+        )
     except UnicodeDecodeError:
         raise
     except ValueError:
-        pass
-    if values is not None and values.shape[1] == width:
-        return values[:, picked] if picked != list(range(width)) else values
-    # Slower: text in columns that are not wanted, empty cells, or a mistake to be named.
+        return None
+    if values.shape[1] != layout.width:
+        return None
+    return values if layout.picked == list(range(layout.width)) else values[:, layout.picked]
+
+
+def _slow(path: str, layout: Layout, numbered: Iterable[tuple[int, list[str]]]) -> npt.NDArray[Any]:
+    """Text in columns that are not wanted, empty cells, or a mistake to be named."""
     rows = []
-    for number, cells in itertools.islice(_rows(path, delimiter), int(has_header), None):
-        if len(cells) != width:
+    for number, cells in numbered:
+        if len(cells) != layout.width:
             raise InputError(
-                f"{path}: line {number} has {_count(len(cells))} where the first has {width}"
+                f"{path}: line {number} has {count_columns(len(cells))} where the first has"
+                f" {layout.width}"
             )
-        rows.append([_cell(path, number, cells[i], i, names) for i in picked])
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(picked))
+        rows.append([_cell(path, number, cells[i], i, layout.names) for i in layout.picked])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(layout.picked))
 
 
 def _cell(path: str, line: int, cell: str, index: int, names: Sequence[str] | None) -> float:
@@ -341,22 +425,28 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _nonempty(file: Any) -> Iterator[str]:
-    return (line for line in file if line.strip())
+def _nonempty(lines: Iterable[str]) -> Iterator[str]:
+    return (line for line in lines if line.strip())
 
 
 def _rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Numbers of the lines, from 1, and their cells; empty lines are left out."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        if delimiter == " ":
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.split()
-            return
-        reader = csv.reader(file, delimiter=delimiter)
-        for cells in reader:
-            if len(cells) > 1 or (cells and cells[0].strip()):
-                yield reader.line_num, cells
+        yield from _cells(file, delimiter)
+
+
+def _cells(
+    lines: Iterable[str], delimiter: str, before: int = 0
+) -> Iterator[tuple[int, list[str]]]:
+    if delimiter == " ":
+        for number, line in enumerate(lines, before + 1):
+            if line.strip():
+                yield number, line.split()
+        return
+    reader = csv.reader(lines, delimiter=delimiter)
+    for cells in reader:
+        if len(cells) > 1 or (cells and cells[0].strip()):
+            yield before + reader.line_num, cells
 
 
 def _delimiter(path: str) -> str:
@@ -378,30 +468,52 @@ def _delimiter(path: str) -> str:
 
 
 def _read_parquet(path: str, columns: Sequence[str] | None) -> Table:
+    with parquet_file(path) as (pa, file):
+        picked, names, notes = parquet_layout(path, columns, pa, file)
+        values = parquet_values(path, file.read(), picked, pa)
+    return Table(path, values, names, notes)
+
+
+@contextmanager
+def parquet_file(path: str) -> Iterator[tuple[Any, Any]]:
+    """The module pyarrow and the open file; errors of the former as InputError."""
     require_extra("reading .parquet files", "cli", "pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        notes: tuple[str, ...] = ()
-        picked = list(range(len(names)))
-        if columns is not None:
-            picked = _picked(path, columns, names, len(names))
-        elif any(name.startswith("__index_level_") for name in names):
-            picked = [i for i in picked if not names[i].startswith("__index_level_")]
-            notes = (f"{path}: the index of the data frame is left out",)
-        for i in picked:
-            kind = file.schema_arrow.field(i).type
-            if not _is_number(pa.types, kind):
-                _not_numbers(path, names[i], kind)
-        table = file.read()
-        arrays = [_parquet_column(path, names[i], table.column(i), pa) for i in picked]
+        with pq.ParquetFile(path) as file:
+            yield pa, file
     except pa.ArrowException as error:
         raise InputError(f"{path}: is no Parquet file, or is damaged") from error
-    values = np.stack(arrays, axis=1) if arrays else np.empty((table.num_rows, 0))
-    return Table(path, values, tuple(names[i] for i in picked), notes)
+
+
+def parquet_layout(
+    path: str, columns: Sequence[str] | None, pa: Any, file: Any
+) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
+    """Which columns to take, their names, and notes."""
+    names = file.schema_arrow.names
+    notes: tuple[str, ...] = ()
+    picked = list(range(len(names)))
+    if columns is not None:
+        picked = picked_columns(path, columns, names, len(names))
+    elif any(name.startswith("__index_level_") for name in names):
+        picked = [i for i in picked if not names[i].startswith("__index_level_")]
+        notes = (f"{path}: the index of the data frame is left out",)
+    for i in picked:
+        kind = file.schema_arrow.field(i).type
+        if not _is_number(pa.types, kind):
+            _not_numbers(path, names[i], kind)
+    return picked, tuple(names[i] for i in picked), notes
+
+
+def parquet_values(
+    path: str, table: Any, picked: list[int], pa: Any, first_row: int = 0
+) -> npt.NDArray[Any]:
+    """Columns of an Arrow table as float64, [rows, columns]."""
+    names = table.schema.names
+    arrays = [_parquet_column(path, names[i], table.column(i), pa, first_row) for i in picked]
+    return np.stack(arrays, axis=1) if arrays else np.empty((table.num_rows, 0))
 
 
 def _is_number(types: Any, kind: Any) -> bool:
@@ -414,12 +526,12 @@ def _not_numbers(path: str, name: str, kind: Any) -> NoReturn:
     raise InputError(f"{path}: column {name!r} holds {what}, not numbers" + _HINT)
 
 
-def _parquet_column(path: str, name: str, column: Any, pa: Any) -> npt.NDArray[Any]:
+def _parquet_column(path: str, name: str, column: Any, pa: Any, first_row: int) -> npt.NDArray[Any]:
     if column.null_count:
         row = next(i for i, value in enumerate(column) if not value.is_valid)
         raise InputError(
-            f"{path}: row {row} (from 0) has nothing in column {name!r}; drop or fill such rows"
-            " first"
+            f"{path}: row {first_row + row} (from 0) has nothing in column {name!r}; drop or fill"
+            " such rows first"
         )
     if pa.types.is_decimal(column.type) or pa.types.is_boolean(column.type):
         column = column.cast(pa.float64())

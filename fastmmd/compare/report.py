@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmmd.compare.comparison import Comparison, described
 
-__all__ = ["print_report", "tables", "verdict"]
+__all__ = ["print_facts", "print_report", "tables", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Grid:
     remark: str = ""
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict(different: bool, alpha: float) -> str:
     """The answer in a few words."""
-    level = f"at the {100 * comparison.settings.alpha:g} % level"
-    return f"different {level}" if comparison.different else f"no difference found {level}"
+    level = f"at the {100 * alpha:g} % level"
+    return f"different {level}" if different else f"no difference found {level}"
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -42,7 +42,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("kernel", kernel),
         ("MMD²", f"{test.statistic:.4g}   ({without})"),
         ("p-value", f"{comparison.pvalue:.4g}   ({settings.permutations} {what})"),
-        ("verdict", verdict(comparison)),
+        ("verdict", verdict(comparison.different, settings.alpha)),
     ]
 
 
@@ -122,7 +122,35 @@ def print_report(comparison: Comparison, top: int, written: str = "") -> None:
         top: How many columns and rows are listed.
         written: What the last line says.
     """
-    (_rich if find_spec("rich") else _plain)(comparison, top, written)
+    print_facts(
+        _heading(comparison) + facts(comparison),
+        comparison.notes,
+        tables(comparison, top),
+        written,
+        comparison.different,
+    )
+
+
+def print_facts(
+    pairs: Sequence[tuple[str, str]],
+    notes: Sequence[str] = (),
+    grids: Sequence[Grid] = (),
+    written: str = "",
+    different: bool = False,
+) -> None:
+    """Prints names and values, notes, tables and a last line to standard output.
+
+    Args:
+        pairs: Names and values; the one of the name "verdict" stands out.
+        notes: What the user should know.
+        grids: The tables.
+        written: The last line, if not empty.
+        different: Whether the verdict is that there is a difference.
+    """
+    if find_spec("rich"):
+        _rich(pairs, notes, grids, written, different)
+    else:
+        _plain(pairs, notes, grids, written)
 
 
 def _heading(comparison: Comparison) -> list[tuple[str, str]]:
@@ -139,14 +167,15 @@ def _heading(comparison: Comparison) -> list[tuple[str, str]]:
     return lines
 
 
-def _plain(comparison: Comparison, top: int, written: str) -> None:
-    pairs = _heading(comparison) + facts(comparison)
+def _plain(
+    pairs: Sequence[tuple[str, str]], notes: Sequence[str], grids: Sequence[Grid], written: str
+) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         print(f"{name:<{width}}  {value}")
-    for note in comparison.notes:
+    for note in notes:
         print(f"note: {note}")
-    for grid in tables(comparison, top):
+    for grid in grids:
         print(f"\n{grid.title}")
         cells = [list(grid.head), *grid.rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(grid.head))]
@@ -160,7 +189,13 @@ def _plain(comparison: Comparison, top: int, written: str) -> None:
         print(f"\n{written}")
 
 
-def _rich(comparison: Comparison, top: int, written: str) -> None:
+def _rich(
+    pairs: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    grids: Sequence[Grid],
+    written: str,
+    different: bool,
+) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -168,16 +203,15 @@ def _rich(comparison: Comparison, top: int, written: str) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    style = "bold red" if comparison.different else "bold green"
-    pairs = _heading(comparison) + facts(comparison)
+    style = "bold red" if different else "bold green"
     width = max(len(name) for name, _ in pairs) + 2
     for name, value in pairs:
         value_style = style if name == "verdict" else ""
         line = Text.assemble((f"{name:<{width}}", "dim"), (value, value_style))
         console.print(line, soft_wrap=True)
-    for note in comparison.notes:
+    for note in notes:
         console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-    for grid in tables(comparison, top):
+    for grid in grids:
         console.print()
         console.print(Text(grid.title, style="bold"))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")

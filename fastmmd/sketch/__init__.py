@@ -1,0 +1,9 @@
+"""Sketches of samples that merge: mean embeddings by random features.
+
+The frequencies are made in :mod:`fastmmd.sketch.draws`, files are those of
+:mod:`fastmmd.sketch.files`.
+"""
+
+from fastmmd.sketch.embedding import MeanEmbedding
+
+__all__ = ["MeanEmbedding"]

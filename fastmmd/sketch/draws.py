@@ -1,0 +1,159 @@
+"""The frequencies of sketches, which are to be the same on every machine and for every release.
+
+Sketches that are made apart can be merged only if their features are the same, so their random
+numbers are defined here and do not come from the generator of a library. The bits are those of
+Philox4x64-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
+2011) with the key (seed, stream) and a counter from 1, which ``numpy.random.Philox`` gives out and
+NumPy keeps as they are. Of each word the upper 53 bits make a number ``(bits + 1/2) / 2^53``, of
+two such numbers the formulas of Box and Muller make two normal ones. A row of w normals takes
+``ceil(w / 2)`` numbers for the lengths and then as many for the angles, and has the cosines before
+the sines.
+
+Logarithms, cosines and the orthogonal bases of LAPACK may differ in the last digits of float64
+between machines. Frequencies are rounded to float32, whatever the data are, so that these digits
+are mostly dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastmmd.frequencies import IID, STRUCTURED, Frequencies, block_of
+from fastmmd.terms import (
+    GAUSSIAN,
+    INVERSE_MULTIQUADRIC,
+    LAPLACIAN,
+    MATERN_3_2,
+    MATERN_5_2,
+    RATIONAL_QUADRATIC,
+)
+
+__all__ = ["Stream", "draw"]
+
+VERSION = 1  # of what is written above, which files of sketches name
+
+_ROWS, _LENGTHS, _RADII, _PHASES, _SIGNS = range(5)  # streams, less 8 times the family
+_FREEDOM = {LAPLACIAN: 1, MATERN_3_2: 3, MATERN_5_2: 5}
+_AT_ONCE = 1 << 18  # numbers that are made at a time
+
+_Array = npt.NDArray[Any]
+
+
+class Stream:
+    """The numbers of a seed and a stream, one after another.
+
+    Args:
+        seed: at least 0 and below 2^64.
+        stream: in the same range.
+    """
+
+    def __init__(self, seed: int, stream: int) -> None:
+        self._generator = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
+
+    def bits(self, count: int) -> _Array:
+        """Words of 64 bits, [count]."""
+        return np.asarray(self._generator.random_raw(count), dtype=np.uint64)
+
+    def uniform(self, count: int) -> _Array:
+        """Numbers between 0 and 1, both excluded, [count]."""
+        return ((self.bits(count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+    def normal(self, rows: int, width: int) -> _Array:
+        """Standard normal numbers, [rows, width]; the same in one call or several."""
+        half = (width + 1) // 2
+        u = self.uniform(2 * rows * half).reshape(rows, 2, half)
+        length, angle = np.sqrt(-2 * np.log(u[:, 0])), 2 * math.pi * u[:, 1]
+        made = np.concatenate([length * np.cos(angle), length * np.sin(angle)], axis=1)
+        return made[:, :width]
+
+
+def draw(family: int, shape: float, scheme: int, d: int, count: int, seed: int) -> Frequencies:
+    """Frequencies of a kernel, in distribution those of :func:`fastmmd.frequencies.draw`.
+
+    Args:
+        family: of the terms of :mod:`fastmmd.terms`.
+        shape: alpha of the rational quadratic.
+        scheme: one of :data:`fastmmd.frequencies.SCHEMES`.
+        d: the width of the points.
+        count: F.
+        seed: at least 0 and below 2^64.
+
+    Returns:
+        w, [d, F], float32, or for structured ones their radii, [F], float64, and signs; and phases.
+    """
+
+    def stream(role: int) -> Stream:
+        return Stream(seed, 8 * family + role)
+
+    phases = torch.from_numpy(2 * math.pi * stream(_PHASES).uniform(count))
+    radii = _radii(family, shape, count, stream(_RADII))
+    block = block_of(scheme, d)
+    if scheme == STRUCTURED:
+        blocks = -(-count // block)
+        upper = (stream(_SIGNS).bits(blocks * 3 * block) >> np.uint64(63)).astype(np.int8)
+        signs = torch.from_numpy(1 - 2 * upper.reshape(blocks, 3, block))
+        # The rows of the product have length block^(3/2), those of a Gaussian matrix chi(block).
+        radii = radii * _lengths(count, block, stream(_LENGTHS)) * block**-1.5
+        rounded = radii.astype(np.float32).astype(np.float64)
+        return Frequencies(torch.from_numpy(rounded), signs, phases)
+    w = np.empty((count, d), dtype=np.float32)
+    if scheme == IID:
+        rows, step = stream(_ROWS), max(1, _AT_ONCE // d)
+        for i in range(0, count, step):
+            part = w[i : i + step]
+            part[:] = radii[i : i + step, None] * rows.normal(len(part), d)
+    else:
+        rows, radii = stream(_ROWS), radii * _lengths(count, d, stream(_LENGTHS))
+        for i in range(0, count, d):
+            part = w[i : i + d]
+            q, triangle = np.linalg.qr(rows.normal(d, d))
+            q *= np.where(np.diagonal(triangle) < 0, -1.0, 1.0)  # or it would not be uniform
+            part[:] = radii[i : i + d, None] * q[: len(part)]
+    return Frequencies(torch.from_numpy(w).T, None, phases)
+
+
+def _lengths(count: int, width: int, stream: Stream) -> _Array:
+    """Of standard normal vectors of that width, [count]."""
+    step = max(1, _AT_ONCE // width)
+    parts = [
+        np.sqrt(np.square(stream.normal(min(step, count - i), width)).sum(axis=1))
+        for i in range(0, count, step)
+    ]
+    return np.concatenate(parts)
+
+
+def _radii(family: int, shape: float, count: int, stream: Stream) -> _Array:
+    """Of the mixture of Gaussians, [count]."""
+    if family == GAUSSIAN:
+        return np.ones(count)
+    if family == INVERSE_MULTIQUADRIC:
+        return _lengths(count, 1, stream)
+    if family == RATIONAL_QUADRATIC:
+        return np.sqrt(_gamma(shape, count, stream) / shape)
+    freedom = _FREEDOM[family]
+    return math.sqrt(freedom) / _lengths(count, freedom, stream)
+
+
+def _gamma(shape: float, count: int, stream: Stream) -> _Array:
+    """Gamma variables, [count] (Marsaglia and Tsang, "A simple method for generating gamma
+    variables", ACM Transactions on Mathematical Software 2000).
+
+    Below a shape of 1 they are those of ``shape + 1`` times ``u^(1 / shape)``.
+    """  # noqa: D205
+    boost = stream.uniform(count) ** (1 / shape) if shape < 1 else np.ones(count)
+    d = (shape + 1 if shape < 1 else shape) - 1 / 3
+    made, missing = np.empty(count), np.arange(count)
+    while len(missing):
+        z, u = stream.normal(len(missing), 1)[:, 0], stream.uniform(len(missing))
+        v = (1 + z / math.sqrt(9 * d)) ** 3
+        positive = v > 0
+        v[~positive] = 1.0
+        accepted = positive & (np.log(u) < z * z / 2 + d * (1 - v + np.log(v)))
+        made[missing[accepted]] = d * v[accepted]
+        missing = missing[~accepted]
+    return made * boost
