@@ -1,6 +1,7 @@
 # fastmmd_core: the torch-free, Python-free static library behind the modules and the native tests.
 
 add_library(fastmmd_core STATIC csrc/cpu/mmd.cpp csrc/cpu/sums.cpp csrc/cpu/lines.cpp
+            csrc/cpu/random_features.cpp
             csrc/cpu/dispatch.cpp)
 target_link_libraries(fastmmd_core PRIVATE fastmmd_flags)
 

@@ -147,4 +147,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info);
 
   bind_lines(module);
+  bind_features(module);
 }

@@ -31,5 +31,6 @@ void release_and(Args& args, const Run& run) {
 
 // A file each adds its functions to the module.
 void bind_lines(pybind11::module_& m);
+void bind_features(pybind11::module_& m);
 
 }  // namespace fastmmd

@@ -103,10 +103,13 @@ def draw(
             part.copy_(r[:, None] * torch.randn(part.shape, **options))
     else:
         radii = radii * _chi(d, count, generator)
-        for part, r in zip(w.split(d), radii.split(d), strict=True):
-            q, triangle = torch.linalg.qr(torch.randn(d, d, **options))
-            q = q * triangle.diagonal().sign()  # or it would not be uniform
-            part.copy_(r[:, None] * q[: len(r)])
+        step = d * max(1, _AT_ONCE // (d * d))
+        for part, r in zip(w.split(step), radii.split(step), strict=True):
+            blocks = -(-len(r) // d)
+            q, triangle = torch.linalg.qr(torch.randn(blocks, d, d, **options))
+            # Of either sign alike, or it would not be uniform.
+            q = q * triangle.diagonal(dim1=1, dim2=2).sign()[:, None]
+            part.copy_(r[:, None] * q.reshape(-1, d)[: len(r)])
     return Frequencies(w.T, None, phases)
 
 
