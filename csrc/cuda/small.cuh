@@ -34,7 +34,7 @@ template <int R>
 constexpr int small_threads = product_threads<R> + 32;
 constexpr int small_chunk = 512;  // columns of the gradient at a time
 template <int R>
-constexpr int small_ahead = R == 16 ? 4 : 6;  // loads of a thread in flight
+constexpr int small_ahead = R == 16 ? 3 : 6;  // loads of a thread in flight
 constexpr int products_barrier = 1;
 
 // By value to all kernels. The rows of y follow those of x.

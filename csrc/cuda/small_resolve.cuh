@@ -36,6 +36,7 @@ __device__ inline int small_segments(const Small& s, double scale, double coeffi
   // Lane o learns the o-th of the Gaussians by scale and place. NaN has no order, and is the least.
   const double key = scale != scale ? -1 : scale;
   int rank = 0;
+#pragma unroll 1
   for (int t = 0; t < s.num_terms; ++t) {
     const double other = __shfl_sync(all, key, t);
     const bool counts = __shfl_sync(all, int(gaussian), t);
@@ -44,6 +45,7 @@ __device__ inline int small_segments(const Small& s, double scale, double coeffi
   int term = lane;  // whose rank is mine
   const unsigned gaussians = __ballot_sync(all, gaussian);
   const int num_gaussians = __popc(gaussians);
+#pragma unroll 1
   for (int t = 0; t < s.num_terms; ++t) {
     const int of = __shfl_sync(all, gaussian ? rank : -1, t);
     if (of == lane) term = t;
@@ -59,6 +61,7 @@ __device__ inline int small_segments(const Small& s, double scale, double coeffi
     if (lane == first) segment = count;
     left &= ~(1u << first);
     int links = 1;
+#pragma unroll 1
     for (unsigned after = left; links < max_chain; ++links) {
       constexpr double tolerance = 0x1p-49;
       const bool doubles = own >= last * (2 - tolerance) && own <= last * (2 + tolerance);
@@ -118,7 +121,7 @@ __device__ inline void small_resolve(const Small& s, int64_t b, Segment<float>* 
   const double coefficient = exists ? s.coefficients[lane] : 0;
   double spread = 0, largest = 0;
   bool scaled = false;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = lane; i < s.slices; i += 32) {
     spread += s.spread[b * s.slices + i];
     largest = larger(largest, s.largest[b * s.slices + i]);
@@ -136,13 +139,16 @@ __device__ inline void small_resolve(const Small& s, int64_t b, Segment<float>* 
     sums[domain] = squares[domain] = double(rows);
     pairs[domain] = double(rows) * (double(rows) - 1);
     if (!w) {
+#pragma unroll 1
       for (int64_t i = lane; i < rows; i += 32) weights[first + i] = 1;
       continue;
     }
     w += b * rows;
     double sum = 0, square = 0, pair = 0;
+#pragma unroll 1
     for (int64_t i = lane; i < rows; i += 32) sum += w[i];
     sum = warp_sum(sum);
+#pragma unroll 1
     for (int64_t i = lane; i < rows; i += 32) {
       const double a = w[i] / sum * double(rows);
       weights[first + i] = float(a);
@@ -222,9 +228,11 @@ __device__ inline void small_finish(const Small& s, const SmallResolved& resolve
   if (lane < R && I + lane < count) {
     const int i = I + lane, domain = s.domain(i);
     double sums[2] = {};
-    for (int which = 0; which < 2; ++which)
-      for (int warp = 0; warp < product_threads<R> / 32; ++warp)
-        sums[which] += row_sums[which][lane][warp];
+#pragma unroll 4
+    for (int warp = 0; warp < product_threads<R> / 32; ++warp) {
+      sums[0] += row_sums[0][lane][warp];
+      sums[1] += row_sums[1][lane][warp];
+    }
     const double a = double(weights[i]);
     part[0] = domain ? 0 : a * sums[0];
     part[1] = domain ? a * sums[0] : 0;
@@ -275,12 +283,14 @@ __device__ inline void small_finish(const Small& s, const SmallResolved& resolve
     if (s.estimator == Estimator::unbiased)
       own = 2 * double(rows) * within[domain] / resolved.by.within[domain];
     double mean = 0;
+#pragma unroll 1
     for (int64_t i = lane; i < rows; i += 32) {
       const double a = double(weights[first + i]);
       v[i] = double(rows) * __ldcg(s.potentials + b * s.padded + first + i) + own * a;
       mean += a * v[i] / double(rows);
     }
     mean = warp_sum(mean);
+#pragma unroll 1
     for (int64_t i = lane; i < rows; i += 32)
       v[i] = vanishes ? 0 : (v[i] - mean) / resolved.sum[domain];
   }

@@ -66,6 +66,7 @@ __device__ __forceinline__ void add_shares(const float4 (&sum)[R], int share, in
       for (int h = 0; h < 4; ++h)
         *reinterpret_cast<float4*>(room + (share * 4 + h) * columns + four) = sum[r + h];
     ptx::named_barrier_sync(products_barrier, product_threads<R>);
+#pragma unroll 1
     for (int e = threadIdx.x; e < 4 * columns; e += product_threads<R>) {
       const int h = e / columns, c = e - h * columns;
       float total = 0;
@@ -121,6 +122,7 @@ __device__ __forceinline__ void small_products(const Small& s, const SmallResolv
   add_shares<R>(sum, share, shares, j, s.padded, rooms.room,
                 [&](int r, int c, float total) { rooms.w[c * R + r] = total; });
   if (!differences)
+#pragma unroll 1
     for (int i = threadIdx.x; i < s.padded; i += product_threads<R>) {
       float total = 0;
 #pragma unroll 4
@@ -129,17 +131,29 @@ __device__ __forceinline__ void small_products(const Small& s, const SmallResolv
     }
 }
 
+// k and its slope. Kernels of one chain of Gaussians alone find it in registers.
 template <bool gaussian>
-__device__ __forceinline__ void small_evaluate(const Segment<float>* segments, int count, float D,
-                                               float& k, float& dk) {
-  using Math = DeviceMath<float>;
-  k = dk = 0;
-  for (int i = 0; i < count; ++i)
-    if constexpr (gaussian) Gaussian::grad<Math>(D, segments[i], k, dk);
-    else
-      dispatch(segments[i].family,
-               [&](auto family) { decltype(family)::template grad<Math>(D, segments[i], k, dk); });
-}
+struct SmallEvaluate {
+  const Segment<float>* segments;
+  int count;
+  Chain<true, float> first;
+
+  __device__ SmallEvaluate(const Segment<float>* segments, int count)
+      : segments(segments), count(count), first(segments[0], 1.0f) {}
+
+  __device__ __forceinline__ void operator()(float D, float& k, float& dk) const {
+    using Math = DeviceMath<float>;
+    k = dk = 0;
+    if constexpr (gaussian) first(D, k, dk);
+#pragma unroll 1
+    for (int i = gaussian; i < count; ++i)
+      if constexpr (gaussian) Gaussian::grad<Math>(D, segments[i], k, dk);
+      else
+        dispatch(segments[i].family, [&](auto family) {
+          decltype(family)::template grad<Math>(D, segments[i], k, dk);
+        });
+  }
+};
 
 template <int R, bool gaussian>
 __global__ void __launch_bounds__(small_threads<R>)
@@ -162,6 +176,7 @@ __global__ void __launch_bounds__(small_threads<R>)
   const int r = int(threadIdx.x) % R, i = I + r, elements = s.padded * R;
   bool again = !resolved.plain;
   if (multiplies)
+#pragma unroll 2
     for (int e = threadIdx.x; e < elements; e += product_threads<R>) {
       const int j = e / R;
       const float norms = rooms.norms[i] + rooms.norms[j];
@@ -179,7 +194,9 @@ __global__ void __launch_bounds__(small_threads<R>)
   if (multiplies) {
     double same = 0, across = 0, pull = 0;
     const int domain = s.domain(i);
+    const SmallEvaluate<gaussian> evaluate(segments, resolved.num_segments);
     const float a_i = i < count ? rooms.weights[i] : 0.0f;
+#pragma unroll(gaussian&& R > 4 ? 4 : 1)
     for (int e = threadIdx.x; e < elements; e += product_threads<R>) {
       const int j = e / R;
       float g = 0;
@@ -187,7 +204,7 @@ __global__ void __launch_bounds__(small_threads<R>)
         const bool other = s.domain(j) != domain;
         const float a = rooms.weights[j];
         float k, dk;
-        small_evaluate<gaussian>(segments, resolved.num_segments, rooms.w[e], k, dk);
+        evaluate(rooms.w[e], k, dk);
         g = resolved.slope[other ? 2 : domain] * (a_i * a) * dk;
         (other ? across : same) += double(a * k);
         pull += double(g);
@@ -219,6 +236,7 @@ __global__ void __launch_bounds__(small_threads<R>)
   float* const pulls = rooms.norms;
   if (threadIdx.x < R) {
     double pull = 0;
+#pragma unroll 4
     for (int of = 0; of < product_threads<R> / 32; ++of) pull += row_sums[2][threadIdx.x][of];
     pulls[threadIdx.x] = float(apart ? 0 : pull);
   }
