@@ -94,7 +94,7 @@ bool Mmd2::takes_small() const {
   const bool known = e == Estimator::biased || e == Estimator::unbiased || e == Estimator::cross;
   if (count > small_rows || args_.dtype == Dtype::float64 || !known || out_.v_scales ||
       args_.num_factors != 1 || args_.constant_factors || args_.num_terms > small_terms ||
-      args_.batch > 65535)
+      args_.batch > 65535 || args_.widths[0] > INT32_MAX / 2)
     return false;
   const Unit unit = args_.terms[0].unit;
   if (unit != Unit::fixed && unit != Unit::mean && unit != Unit::width) return false;
