@@ -92,14 +92,19 @@ class Wgmma {
     const char* const lowest = shared + last_stage;
     const uint64_t a = ptx::wgmma::descriptor(lowest + ptx::warpgroup_index() * (side_bytes / 2));
     const uint64_t b = ptx::wgmma::descriptor(lowest + side_bytes);
+    // Addresses are in the lower halves, and no sum of them carries.
+    auto at = [](uint64_t descriptor, uint32_t bytes) {
+      return descriptor >> 32 << 32 | (uint32_t(descriptor) + (bytes >> 4));
+    };
     int s = 0, before = 0;  // the stages of this step and of the last one
     for (int k = 0; k < steps; ++k) {
       wait(full(shared, s), s);
+      const uint32_t from = uint32_t(stages - 1 - s) * stage_bytes;
       ptx::wgmma::fence();
 #pragma unroll
       for (int part = 0; part < 4; ++part) {
-        const uint32_t at = uint32_t((stages - 1 - s) * stage_bytes + 32 * part);
-        add_product(u, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), k + part > 0);
+        const uint32_t bytes = from + 32 * part;
+        add_product(u, at(a, bytes), at(b, bytes), k + part > 0);
       }
       ptx::wgmma::commit();
       ptx::wgmma::wait<1>();  // for the last step
