@@ -72,6 +72,8 @@ class Contest:
 
 def contests(threads: int, quick: bool) -> list[Contest]:
     """All contests, with the reason for each size."""
+    from benchmarks.feature_contests import feature_contests  # which takes classes from here
+
     # A test on as many points as people still hold a matrix of; drop-ins at the largest batch at
     # which the originals run at all, which make (2n, 2n, d); gathered batches for what costs more.
     test = (500, 50) if quick else (2000, 50)
@@ -84,6 +86,7 @@ def contests(threads: int, quick: bool) -> list[Contest]:
         *(_products(threads, n) for n in gathered),
         *_estimators(threads, long),
         _lines(threads, (4096,) if quick else (100_000, 200_000)),
+        *feature_contests(threads, quick),
     ]
 
 
