@@ -59,10 +59,13 @@ class Check:
         dry: on the CPU, at toy sizes, without a build.
         commit: of the sources, where there is no repository to ask.
         rows: of the benchmark, or all.
+        archs: what to build for.
     """
 
-    def __init__(self, out: Path, dry: bool, commit: str | None, rows: str | None) -> None:
-        self.out, self.dry, self.rows = out, dry, rows
+    def __init__(
+        self, out: Path, dry: bool, commit: str | None, rows: str | None, archs: str
+    ) -> None:
+        self.out, self.dry, self.rows, self.archs = out, dry, rows, archs
         self.start = time.monotonic()
         self.scratch = Path(tempfile.mkdtemp()) if dry else SCRATCH
         self.site = self.scratch / "site"
@@ -150,7 +153,7 @@ class Check:
 
     def build(self, deadline: float) -> tuple[str, str]:
         """Into a folder of its own, for the GPU that is here."""
-        command = build_command(self.site)
+        command = build_command(self.site, self.archs)
         log = self.out / "build.log"
         log.write_text(" ".join(command) + "\n")
         if self.dry:
@@ -292,12 +295,12 @@ def row_limit(row: str) -> float:
     return 90.0 if row in AT_RUN_TIME else 40.0
 
 
-def build_command(site: Path) -> list[str]:
+def build_command(site: Path, archs: str = "native") -> list[str]:
     """What builds the package for this GPU, with what is installed here."""
     settings = {
         "build-dir": SCRATCH / "cmake",
         "cmake.define.FASTMMD_CUDA": "ON",
-        "cmake.define.FASTMMD_CUDA_ARCHS": "native",
+        "cmake.define.FASTMMD_CUDA_ARCHS": archs,
     }
     return [
         *(sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps"),
@@ -356,8 +359,8 @@ def run_until(command: Sequence[str], log: Path, deadline: float, **options: Any
 # --- the command --------------------------------------------------------------------------------
 
 
-def require_gpu() -> None:
-    """Raise for what makes a run impossible."""
+def require_gpu() -> str:
+    """The architecture to build for; raises for what makes a run impossible."""
     try:
         import torch
     except ImportError as error:
@@ -377,6 +380,8 @@ def require_gpu() -> None:
         raise Unusable(f"{name} has compute capability {has}; fastmmd needs {needs} or later")
     if nvcc() is None:
         raise Unusable("no CUDA compiler: put nvcc (CUDA 12 or 13) on PATH, or name it in CUDACXX")
+    # By nvidia-smi, which CMake asks for all GPUs.
+    return "native" if shutil.which("nvidia-smi") else "".join(map(str, capability))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -393,14 +398,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, at toy sizes")
     options = parser.parse_args(arguments)
     try:
-        if not options.dry_run:
-            require_gpu()
+        archs = "native" if options.dry_run else require_gpu()
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "results.json").touch()
     except (Unusable, OSError) as error:
         print(f"gpu-check: {error}", file=sys.stderr)
         return 2
-    check = Check(options.out.resolve(), options.dry_run, options.commit, options.rows)
+    check = Check(options.out.resolve(), options.dry_run, options.commit, options.rows, archs)
     status = check.run()
     print("\n" + (check.out / "table.md").read_text())
     return status

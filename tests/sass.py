@@ -276,16 +276,21 @@ def load(module: Path) -> ModuleType:
 # template arguments of a kernel; 0 of those that are not here.
 DYNAMIC = {
     "tile_kernel": "TileShared<{0}>::bytes",
+    "product_tile_kernel": "product_shared_bytes<{1}>(max_factors)",
     "fused_kernel": "{1}::shared_bytes(2)",
     "small_columns_kernel": "small_rows * slice_stride * sizeof(float)",
-    "small_tiles_kernel": "SmallRoom<{1}>::bytes({1} == 4 ? 256 : small_rows)",
+    "small_tiles_kernel": "SmallRoom<{1}>::bytes(small_rows)",
+    "kernel_sum_kernel": "{1}::work_bytes({2}) + {1}::stage_bytes",
+    "sign_forms_kernel": "{1}::work_bytes(8) + {1}::stage_bytes",
 }
 PROBE = """
 #include <cstdio>
 #include "cuda/fused.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/product.cuh"
 #include "cuda/simt.cuh"
-#include "cuda/small.cuh"
+#include "cuda/small_tiles.cuh"
+#include "cuda/values.cuh"
 #include "cuda/wgmma.cuh"
 using namespace fastmmd;
 using namespace fastmmd::cuda;
