@@ -44,6 +44,7 @@ from fastmmd.losses import (
 )
 from fastmmd.parameters import Learnable, RunningBandwidth
 from fastmmd.power import mmd2_variance, power_criterion
+from fastmmd.projected import ProjectedMMDLoss, projected_mmd2
 from fastmmd.random_features import RandomFeatureMMDLoss, random_feature_mmd2
 from fastmmd.sliced import SlicedMMDLoss, sliced_mmd2
 
@@ -71,6 +72,7 @@ __all__ = [
     "MeanDifferenceProjection",
     "MeanEmbedding",
     "Polynomial",
+    "ProjectedMMDLoss",
     "RandomFeatureMMDLoss",
     "RationalQuadratic",
     "RunningBandwidth",
@@ -88,6 +90,7 @@ __all__ = [
     "mmd2",
     "mmd2_variance",
     "power_criterion",
+    "projected_mmd2",
     "random_feature_mmd2",
     "sliced_mmd2",
     "stats",

@@ -20,7 +20,7 @@ from fastmmd.joint import check_kernels, joint_mmd2
 from fastmmd.kernels import Energy, Kernel, as_kernel
 
 
-class _Estimated(nn.Module):
+class Estimated(nn.Module):
     """What losses with a choice of estimator have in common."""
 
     def __init__(
@@ -38,7 +38,7 @@ class _Estimated(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("estimator", *names))
 
 
-class MMDLoss(_Estimated):
+class MMDLoss(Estimated):
     """Squared Maximum Mean Discrepancy between two batches of features, see :func:`fastmmd.mmd2`.
 
     Args:
@@ -123,7 +123,7 @@ class EnergyDistanceLoss(MMDLoss):
         super().__init__(Energy(), estimator, block_size, num_superdiagonals)
 
 
-class JointMMDLoss(_Estimated):
+class JointMMDLoss(Estimated):
     """Squared MMD between the joint distributions of layers, see :func:`fastmmd.joint_mmd2`.
 
     Args:

@@ -14,10 +14,12 @@ from fastmmd.ops._features import MAX_RATES, feature_mean
 from fastmmd.ops._frequencies import frequencies
 from fastmmd.ops._lines import line_energy, sliced_energy
 from fastmmd.ops._mmd2 import mmd2
+from fastmmd.ops._projected import ACTIVATIONS, projected_mmd2
 from fastmmd.ops._statistics import PERMUTATION, WILD, SignForms, resolve, sign_forms
 from fastmmd.ops._sums import kernel_sum
 
 __all__ = [
+    "ACTIVATIONS",
     "MAX_RATES",
     "PERMUTATION",
     "WILD",
@@ -29,6 +31,7 @@ __all__ = [
     "mmd2",
     "native",
     "pick",
+    "projected_mmd2",
     "resolve",
     "sign_forms",
     "sliced_energy",
