@@ -53,7 +53,9 @@ __global__ void __launch_bounds__(row_threads)
     const Factor<T>& f = points.factors[l];
     const auto* z = static_cast<const typename Stored<operand>::type*>(f.z) + row * f.depth;
     T* const to = v + i * d + f.column;
-    T pull = 0, scale = T(ldexp(1.0, -resolved.exponent[l])) / resolved.gain;  // dz / dx
+    T pull = 0;
+    // dz / dx, which T may not hold though it holds the product.
+    double scale = ldexp(1.0, -resolved.exponent[l]) / double(resolved.gain);
     if (l >= points.num_moving || vanishes) {
       for (int64_t k = lane; k < f.d; k += 32) to[k] = 0;
       continue;
@@ -61,12 +63,13 @@ __global__ void __launch_bounds__(row_threads)
     if (f.geometry == Geometry::radial) {
       pull = T(-f.pulls[row]);
     } else if (f.geometry == Geometry::cosine) {  // along the sphere only
-      scale *= f.norms[row];
+      scale *= double(f.norms[row]);
       double along = 0;
       for (int64_t k = lane; k < f.d; k += 32) along += double(to[k]) * double(value_of(z[k]));
       pull = T(-warp_sum(along));
     }
-    for (int64_t k = lane; k < f.d; k += 32) to[k] = (to[k] + pull * value_of(z[k])) * scale;
+    for (int64_t k = lane; k < f.d; k += 32)
+      to[k] = T(double(to[k] + pull * value_of(z[k])) * scale);
   }
 }
 

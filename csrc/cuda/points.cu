@@ -175,7 +175,10 @@ __global__ void __launch_bounds__(pack_threads)
       E rounded{};
       if (exists && k < f.d) {
         const double x = columns.at(domain, i, k), away = (x - f.mean[k]) * scale;
-        rounded = S::round(T(f.centred ? away : x * scale));
+        // Far from 0 the difference to a rounded mean needs no rounding: rows that are near each
+        // other keep their distance.
+        const T z_k = f.centred ? T(x) - T(f.mean[k]) : T(x);
+        rounded = S::round(T(double(z_k) * scale));
         spread += away * away;
         length += double(value_of(rounded)) * double(value_of(rounded));
       }
