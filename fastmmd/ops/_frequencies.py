@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ def frequencies(
 
 _kept: dict[tuple[Any, ...], Frequencies] = {}
 _KEPT_NUMBERS = 1 << 22
+_lock = threading.Lock()
 
 
 def _drawn(
@@ -35,13 +37,15 @@ def _drawn(
 ) -> Frequencies:
     """Those of the last call, if they are not too many: a training loop asks for the same."""
     key = (dtype, family, shape, scheme, d, count, seed)
-    found = _kept.get(key)
+    with _lock:
+        found = _kept.get(key)
     if found is None:
         found = draw(family, shape, scheme, d, count, seed, dtype)
         if found.w.numel() <= _KEPT_NUMBERS:
-            while len(_kept) > 1:
-                _kept.pop(next(iter(_kept)), None)
-            _kept[key] = found
+            with _lock:
+                while len(_kept) > 1:
+                    del _kept[next(iter(_kept))]
+                _kept[key] = found
     return found
 
 
