@@ -150,7 +150,7 @@ __device__ __forceinline__ void write_weights(E* stage, const TileArgs<T>& args,
   E* to = static_cast<E*>(w) + (i0 + first) * args.columns + j0 + j;
   T* const row_sums = args.row_parts + j0 / tile * args.rows + i0 + first;
   T of_column[vector] = {};
-#pragma unroll 4
+#pragma unroll 2
   for (int step = 0; step < tile / rows; ++step) {
     const uint4 words = *reinterpret_cast<const uint4*>(stage + (step * rows + first) * stride + j);
     ptx::store16(to, words);

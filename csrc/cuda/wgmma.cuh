@@ -73,10 +73,11 @@ class Wgmma {
                                              const Tile& next, char* shared) {
     constexpr int clear = (barriers - round_up(stage, 1024)) / stage_bytes;
     const int steps = steps_of(f);
-    loaded_ = steps < clear ? steps : clear;
+    const int loaded = steps < clear ? steps : clear;
+    state_ |= uint32_t(loaded) << loaded_bit;
     if (threadIdx.x == 0)
 #pragma unroll 1
-      for (int k = 0; k < loaded_; ++k) load(params, next.I, next.J, k, k, shared);
+      for (int k = 0; k < loaded; ++k) load(params, next.I, next.J, k, k, shared);
   }
 
   // By all threads, before a barrier and the next tile.
@@ -87,8 +88,9 @@ class Wgmma {
     const int steps = steps_of(f);
     if (threadIdx.x == 0)
 #pragma unroll 1
-      for (int k = loaded_; k < steps && k < stages; ++k) load(params, I, J, k, k, shared);
-    loaded_ = 0;
+      for (int k = state_ >> loaded_bit; k < steps && k < stages; ++k)
+        load(params, I, J, k, k, shared);
+    state_ &= (1u << loaded_bit) - 1;
     const char* const lowest = shared + last_stage;
     const uint64_t a = ptx::wgmma::descriptor(lowest + ptx::warpgroup_index() * (side_bytes / 2));
     const uint64_t b = ptx::wgmma::descriptor(lowest + side_bytes);
@@ -96,28 +98,28 @@ class Wgmma {
     auto at = [](uint64_t descriptor, uint32_t bytes) {
       return descriptor >> 32 << 32 | (uint32_t(descriptor) + (bytes >> 4));
     };
-    int s = 0, before = 0;  // the stages of this step and of the last one
-    for (int k = 0; k < steps; ++k) {
-      wait(full(shared, s), s);
-      const uint32_t from = uint32_t(stages - 1 - s) * stage_bytes;
-      ptx::wgmma::fence();
+    for (int first = 0; first < steps; first += stages)
 #pragma unroll
-      for (int part = 0; part < 4; ++part) {
-        const uint32_t bytes = from + 32 * part;
-        add_product(u, at(a, bytes), at(b, bytes), k + part > 0);
-      }
-      ptx::wgmma::commit();
-      ptx::wgmma::wait<1>();  // for the last step
-      if (k > 0 && k - 1 + stages < steps) {
-        if (threadIdx.x % 32 == 0) ptx::mbarrier::arrive(empty(shared, before));
-        if (threadIdx.x == 0) {
-          wait(empty(shared, before), stages + before);
-          load(params, I, J, k - 1 + stages, before, shared);
+      for (int s = 0; s < stages; ++s) {
+        const int k = first + s, before = (s + stages - 1) % stages;
+        if (k >= steps) break;
+        wait(full(shared, s), s);
+        ptx::wgmma::fence();
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          const uint32_t bytes = uint32_t((stages - 1 - s) * stage_bytes + 32 * part);
+          add_product(u, at(a, bytes), at(b, bytes), k + part > 0);
+        }
+        ptx::wgmma::commit();
+        ptx::wgmma::wait<1>();  // for the last step
+        if (k > 0 && k - 1 + stages < steps) {
+          if (threadIdx.x % 32 == 0) ptx::mbarrier::arrive(empty(shared, before));
+          if (threadIdx.x == 0) {
+            wait(empty(shared, before), stages + before);
+            load(params, I, J, k - 1 + stages, before, shared);
+          }
         }
       }
-      before = s;
-      s = s + 1 == stages ? 0 : s + 1;
-    }
     ptx::wgmma::wait<0>();
     ptx::wgmma::hold(u);
   }
@@ -138,8 +140,8 @@ class Wgmma {
 
   // Waits at a barrier for a phase that no one has waited for yet.
   __device__ __forceinline__ void wait(uint64_t* bar, int number) {
-    ptx::mbarrier::wait(bar, phases_ >> number & 1);
-    phases_ ^= 1u << number;
+    ptx::mbarrier::wait(bar, state_ >> number & 1);
+    state_ ^= 1u << number;
   }
 
   static __device__ __forceinline__ void load(const Params& params, int64_t I, int64_t J, int k,
@@ -158,8 +160,10 @@ class Wgmma {
     else ptx::wgmma_tf32<tile>(u, a, b, accumulate);
   }
 
-  uint32_t phases_ = 0;  // parities of the next waits: for full stages, then for empty ones
-  int loaded_ = 0;       // stages that were filled ahead
+  // Parities of the next waits, for full stages and then for empty ones; and how many stages were
+  // filled ahead. In one register, as there are none to spare.
+  uint32_t state_ = 0;
+  static constexpr int loaded_bit = 2 * stages;
 };
 
 }  // namespace fastmmd::cuda
