@@ -301,8 +301,9 @@ def plain(case: Case, **options: object) -> Results:
     """Plain PyTorch in the compute precision, with the data-dependent bandwidth of float64."""
     dtype = compute_dtype(case.x.dtype)
     options.setdefault("factors", resolve(case, dtype))
+    options.setdefault("centre", centred_in_double)
     rounded = replace(case, x=case.x.to(dtype), y=case.y.to(dtype))
-    return differentiate(rounded, reference.mmd2, centre=centred_in_double, **options)
+    return differentiate(rounded, reference.mmd2, **options)
 
 
 def resolve(case: Case, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -429,24 +430,30 @@ def errors(results: Results, exact: Results) -> dict[str, float]:
     return {name: float(e.nan_to_num(nan=math.inf)) for name, e in differences.items()}
 
 
-def allowances(cases: Iterable[Case], exact: Iterable[Results]) -> dict[str, float]:
+def allowances(
+    cases: Iterable[Case], exact: Iterable[Results], **options: object
+) -> dict[str, float]:
     """E by name: the worst error of plain PyTorch over the cases."""
     worst: dict[str, float] = {}
     for case, results in zip(cases, exact, strict=True):
-        for name, error in errors(plain(case), results).items():
+        for name, error in errors(plain(case, **options), results).items():
             worst[name] = max(worst.get(name, 0.0), error)
     return worst
 
 
 def bounds(
-    case: Case, exact: Results, worst: dict[str, float], degenerate: bool = False
+    case: Case,
+    exact: Results,
+    worst: dict[str, float],
+    degenerate: bool = False,
+    eps: float | None = None,
 ) -> dict[str, float]:
-    """What a result may err by, by name.
+    """What a result may err by, by name; ``eps`` is that of the compute precision by default.
 
     ``degenerate`` is for data where all of a gradient may cancel, as it does where points coincide:
     gradients are measured by their S then, for rounding errors do not cancel.
     """
-    eps = torch.finfo(compute_dtype(case.x.dtype)).eps
+    eps = torch.finfo(compute_dtype(case.x.dtype)).eps if eps is None else eps
     sums, sizes = absolute_sums(case), {}
     for name, gradient in exact.items():
         of_samples = name in ("x", "y", "x_weights", "y_weights")
@@ -454,13 +461,26 @@ def bounds(
     return {name: 2 * worst.get(name, 0.0) + 8 * eps * size for name, size in sizes.items()}
 
 
-def check(cases: list[Case], function: Callable[[Case], Results] = native) -> None:
-    """Hold ``function`` to the tolerance on cases that differ in their seed alone."""
+def check(
+    cases: list[Case],
+    function: Callable[[Case], Results] = native,
+    eps: float | None = None,
+    degenerate: bool = False,
+    most: int | None = None,
+    **options: object,
+) -> None:
+    """Hold ``function`` to the tolerance on cases that differ in their seed alone.
+
+    ``eps`` and ``degenerate`` are those of :func:`bounds`, options those of :func:`plain`. What
+    takes its time is tried on the first ``most`` cases only; plain PyTorch errs over all of them.
+    """
     with threads(1):  # small matrices only wait for more
         exact = [oracle(case) for case in cases]
-        worst = allowances(cases, exact)
+        worst = allowances(cases, exact, **options)
+        cases, exact = cases[:most], exact[:most]
         allowances_ = [
-            bounds(case, results, worst) for case, results in zip(cases, exact, strict=True)
+            bounds(case, results, worst, degenerate, eps)
+            for case, results in zip(cases, exact, strict=True)
         ]
     with threads(2):
         tested = [function(case) for case in cases]

@@ -62,6 +62,11 @@ def device_of(index: int) -> Device:
     )
 
 
+def serves(x: Tensor) -> bool:
+    """Whether a pass of these points is made here."""
+    return not x.is_cpu
+
+
 def stream_of(x: Tensor) -> tuple[int, int]:
     """The current stream of the device of x, and the device."""
     index = x.device.index

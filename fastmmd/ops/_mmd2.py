@@ -129,7 +129,7 @@ def _run(
 ) -> tuple[Any, ...]:
     """One call of the native side: the value, and the six gradients or None where not needed."""
     x, y, x_weights, y_weights, scales, coefficients = inputs
-    if not x.is_cpu:
+    if _cuda.serves(x):
         return _cuda.run(inputs, constants, needs, resolved)
     families, shapes, units, factors, widths, estimator, size, constant_factors = constants
     shape, other = x.shape, y.shape

@@ -163,7 +163,7 @@ def _resolve_op(
     factors: Sequence[int],
     widths: Sequence[int],
 ) -> Tensor:
-    if not x.is_cpu:
+    if _cuda.serves(x):
         return _cuda.resolve(x, y, scales, units, factors, widths)
     *batch, n, d = x.shape
     m, terms = y.shape[-2], len(units)
@@ -223,7 +223,7 @@ def _sign_forms_op(
     seed: int,
     count: int,
 ) -> tuple[Tensor, ...]:
-    if not x.is_cpu:
+    if _cuda.serves(x):
         return _cuda.sign_forms(
             x,
             y,

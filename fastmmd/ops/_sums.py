@@ -93,7 +93,7 @@ def _run(
     factors: Sequence[int],
     widths: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    if not x.is_cpu:
+    if _cuda.serves(x):
         return _cuda.kernel_sum(
             x, y, v, scales, coefficients, families, shapes, units, factors, widths
         )
