@@ -60,6 +60,9 @@ struct Chunks {
 
 int64_t slices(int64_t d) { return round_up(d, slice_columns) / slice_columns; }
 
+// Of two magnitudes; NaN before all others.
+__device__ double larger(double a, double b) { return b > a || b != b ? b : a; }
+
 constexpr int column_threads = slice_columns * 8;
 
 // Sums of 32 columns over a chunk of rows, relative to the first row of x, so that equal rows are
@@ -79,8 +82,7 @@ __global__ void __launch_bounds__(column_threads)
     for (int64_t i = begin + group; i < end; i += column_threads / slice_columns) {
       const double difference = columns.at(domain, i, k) - origin;
       sum += difference;
-      const double size = fabs(difference);
-      if (!(size <= largest)) largest = size;  // NaN stays
+      largest = larger(largest, fabs(difference));
     }
   }
   __shared__ double sums[column_threads], sizes[column_threads];
@@ -90,13 +92,11 @@ __global__ void __launch_bounds__(column_threads)
   if (group) return;
   for (int g = 1; g < column_threads / slice_columns; ++g) {
     sum += sums[g * slice_columns + lane];
-    const double size = sizes[g * slice_columns + lane];
-    if (!(size <= largest)) largest = size;
+    largest = larger(largest, sizes[g * slice_columns + lane]);
   }
   if (k < f.d) f.partial[c * f.d + k] = sum;
   for (int other = 16; other; other /= 2) {
-    const double size = __shfl_xor_sync(0xffffffffu, largest, other);
-    if (!(size <= largest)) largest = size;
+    largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, other));
   }
   if (lane == 0) f.largest[c * gridDim.x + blockIdx.x] = largest;
 }
@@ -131,11 +131,10 @@ __global__ void __launch_bounds__(mean_threads)
   }
   double largest = 0, offset = 0;
   for (int64_t c = threadIdx.x; c < chunks.count() * slices; c += mean_threads)
-    if (!(f.largest[c] <= largest)) largest = f.largest[c];
+    largest = larger(largest, f.largest[c]);
   if (!f.centred)
     for (int64_t k = threadIdx.x; k < f.d; k += mean_threads) {
-      const double size = fabs(columns.at(0, 0, k));
-      if (!(size <= offset)) offset = size;
+      offset = larger(offset, fabs(columns.at(0, 0, k)));
     }
   __shared__ double sizes[mean_threads], offsets[mean_threads];
   sizes[threadIdx.x] = largest;
@@ -143,8 +142,8 @@ __global__ void __launch_bounds__(mean_threads)
   __syncthreads();
   if (threadIdx.x) return;
   for (int t = 1; t < mean_threads; ++t) {
-    if (!(sizes[t] <= largest)) largest = sizes[t];
-    if (!(offsets[t] <= offset)) offset = offsets[t];
+    largest = larger(largest, sizes[t]);
+    offset = larger(offset, offsets[t]);
   }
   resolved->equal[l] = largest == 0;
   resolved->exponent[l] = exponent_of<T>(largest + offset, operand);
