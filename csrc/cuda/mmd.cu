@@ -139,15 +139,10 @@ class Pass {
  public:
   Pass(const Mmd2Args& args, const Mmd2Out& out, const Launch& launch)
       : args_(args), out_(out), launch_(launch), arena_(args.workspace) {
-    const bool gradients = out.v_x || out.v_y, weights = out.v_x_weights || out.v_y_weights;
-    points = lay_out<T>(
-        args, launch,
-        {feels_no_shift(args, out), gradients, weights, out.v_scales ? args.num_terms : 0}, arena_);
-    points.pairs = counted_pairs(args);
-    points.estimator = args.estimator;
-    points.num_moving -= args.constant_factors;
+    points = lay_out<T>(args, out, launch, arena_);
     // All pairs without a panel: potentials are summed up by rectangles all the same.
-    value_room_ = weights ? arena_.template take<char>(int64_t(panel_bytes(side, side))) : nullptr;
+    if (out.v_x_weights || out.v_y_weights)
+      value_room_ = arena_.template take<char>(int64_t(panel_bytes(side, side)));
   }
 
   size_t workspace() const { return arena_.bytes(); }
@@ -278,7 +273,7 @@ class Pass {
   const Mmd2Out out_;
   const Launch launch_;
   Arena arena_;
-  void* value_room_;
+  void* value_room_ = nullptr;
 };
 
 // use(the pass in its type), on its device.

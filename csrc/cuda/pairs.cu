@@ -264,12 +264,7 @@ __global__ void __launch_bounds__(threads, operand == Operand::float64 ? 2 : 3)
 template <class T>
 void run(const Mmd2Args& args, const Mmd2Out& out, const Launch& launch) {
   Arena arena(args.workspace);
-  const Wants wants{feels_no_shift(args, out), out.v_x || out.v_y,
-                    out.v_x_weights || out.v_y_weights, out.v_scales ? args.num_terms : 0};
-  Points<T> points = lay_out<T>(args, launch, wants, arena);
-  points.pairs = counted_pairs(args);
-  points.estimator = args.estimator;
-  points.num_moving -= args.constant_factors;
+  const Points<T> points = lay_out<T>(args, out, launch, arena);
   int64_t d = 0;
   for (int l = 0; l < points.num_factors; ++l) d += points.factors[l].d;
   T* const v[2] = {static_cast<T*>(out.v_x), static_cast<T*>(out.v_y)};

@@ -159,6 +159,18 @@ struct Wants {
 template <class T>
 Points<T> lay_out(const Problem& problem, const Launch& launch, const Wants& wants, Arena& arena);
 
+// That of an MMD, with its pairs and estimator.
+template <class T>
+Points<T> lay_out(const Mmd2Args& args, const Mmd2Out& out, const Launch& launch, Arena& arena) {
+  const Wants wants{feels_no_shift(args, out), out.v_x || out.v_y,
+                    out.v_x_weights || out.v_y_weights, out.v_scales ? args.num_terms : 0};
+  Points<T> points = lay_out<T>(args, launch, wants, arena);
+  points.pairs = counted_pairs(args);
+  points.estimator = args.estimator;
+  points.num_moving -= args.constant_factors;
+  return points;
+}
+
 // Prologue: mean, scale, packed rows, norms, weights, bandwidths. The sums of `points` are zero
 // afterwards, and pulls and potentials.
 template <class T>
