@@ -5,6 +5,7 @@ python examples/sketch_dask.py
 
 from __future__ import annotations
 
+import dask
 import dask.bag as db
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +32,11 @@ def main() -> None:
     """Sketches both data sets, each in parts that are merged as they come."""
     first = [(number, 0.0) for number in range(6)]
     second = [(number, 0.2) for number in range(6, 11)]
-    a, b = (
-        db.from_sequence(parts, npartitions=3)
-        .map(load)
-        .map(sketch)
-        .fold(fm.MeanEmbedding.merge)
-        .compute(scheduler="processes", num_workers=2)
+    bags = [
+        db.from_sequence(parts, npartitions=3).map(load).map(sketch).fold(fm.MeanEmbedding.merge)
         for parts in (first, second)
-    )
+    ]
+    a, b = dask.compute(*bags, scheduler="processes", num_workers=2)
     print(f"{a.count} and {b.count} rows")
     print(f"MMD^2 = {a.mmd2(b):.9f} +- {a.standard_error(b):.6f}")
 

@@ -214,9 +214,11 @@ def loaded(path: str, load: Callable[[], Any]) -> Any:
     """What NumPy reads of a file; its errors as InputError."""
     try:
         return load()
+    except InputError:
+        raise
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
         # Said of objects, but also of any file that does not begin as one of NumPy's.
-        if str(error).startswith("Object arrays"):
+        if str(error).startswith(("Object arrays", "Array can't be memory-mapped")):
             raise InputError(f"{path}: holds Python objects or text, not numbers") from None
         raise InputError(f"{path}: is no NumPy file, or is damaged") from error
 
@@ -293,7 +295,8 @@ class Layout:
 
 
 @contextmanager
-def _as_text(path: str) -> Iterator[None]:
+def as_text(path: str) -> Iterator[None]:
+    """For what reads text: its errors as InputError."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -303,7 +306,7 @@ def _as_text(path: str) -> Iterator[None]:
 
 
 def _read_csv(path: str, columns: Sequence[str] | None, delimiter: str | None = None) -> Table:
-    with _as_text(path):
+    with as_text(path):
         layout = csv_layout(path, columns, delimiter)
         return Table(path, _numbers(path, layout), layout.shown, layout.notes)
 
@@ -335,7 +338,7 @@ def csv_layout(path: str, columns: Sequence[str] | None, delimiter: str | None) 
 
 def csv_parts(path: str, layout: Layout, rows: int) -> Iterator[npt.NDArray[Any]]:
     """The numbers, so many lines at a time."""
-    with _as_text(path), open(path, encoding="utf-8-sig") as file:
+    with as_text(path), open(path, encoding="utf-8-sig") as file:
         numbered, before, skip = iter(file), 0, layout.has_header
         while lines := list(itertools.islice(numbered, rows)):
             # A line may end within quotes, a row does not.

@@ -16,6 +16,7 @@ from fastmmd.compare.reading import (
     InputError,
     array_names,
     as_points,
+    as_text,
     check_finite,
     check_size,
     csv_layout,
@@ -26,6 +27,7 @@ from fastmmd.compare.reading import (
     parquet_values,
     picked_columns,
     readable,
+    some,
 )
 
 __all__ = ["Parts", "open_parts"]
@@ -97,10 +99,13 @@ def open_parts(path: str, key: str | None = None, columns: Sequence[str] | None 
 
 
 def _npy(path: str, columns: Sequence[str] | None) -> Parts:
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start != b"\x93NUMPY":  # of others NumPy leaves some open
+        zipped = "; it may be an .npz file" if start.startswith(b"PK") else ""
+        raise InputError(f"{path}: is no NumPy file, or is damaged{zipped}")
     # Mapped, so that its pages are those of the file, which the system drops when it wants them.
     array = loaded(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: is an .npz file under another name")
 
     def parts(rows: int) -> Iterator[_Array]:
         for i in range(0, len(array), rows):
@@ -116,10 +121,10 @@ def _npz(path: str, key: str | None, columns: Sequence[str] | None) -> Parts:
             if not names:
                 raise InputError(f"{path}: is empty")
             if key is None and len(names) > 1:
-                raise InputError(f"{path}: has several arrays, {names}: --key names one")
+                raise InputError(f"{path}: has several arrays, {some(names)}: --key names one")
             name = names[0] if key is None else key
             if name not in names:
-                raise InputError(f"{path}: has no array {name!r}; it has {names}")
+                raise InputError(f"{path}: has no array {name!r}; it has {some(names)}")
             member = archive.namelist()[names.index(name)]
             with archive.open(member) as file:
                 return member, *_header(file)
@@ -190,7 +195,8 @@ def _of_array(
 
 
 def _csv(path: str, columns: Sequence[str] | None, delimiter: str | None) -> Parts:
-    layout = csv_layout(path, columns, delimiter)
+    with as_text(path):
+        layout = csv_layout(path, columns, delimiter)
     return Parts(
         path,
         len(layout.picked),

@@ -7,6 +7,7 @@ and they appear under their name when they are, not before.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -122,13 +123,13 @@ def is_sketch(path: str | os.PathLike[str]) -> bool:
 
 
 def _read_npz(path: Path) -> tuple[bytes, Any]:
+    held = io.BytesIO(path.read_bytes())  # so that errors of the system are seen to be its own
     try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray) or set(archive.files) != _MEMBERS:
-                raise _foreign(path)
-            with archive:
-                return archive["header"].tobytes(), archive["sums"]
+        archive = np.load(held, allow_pickle=False)
+        if isinstance(archive, np.ndarray) or set(archive.files) != _MEMBERS:
+            raise _foreign(path)
+        with archive:
+            return archive["header"].tobytes(), archive["sums"]
     except _ForeignError:
         raise
     except _DAMAGES as error:
@@ -162,6 +163,7 @@ _DAMAGES = (
     EOFError,
     KeyError,
     MemoryError,
+    OSError,
     NotImplementedError,
     RuntimeError,
     SyntaxError,
