@@ -241,6 +241,7 @@ KIB = 1 << 10
 LIMITS = {
     "75": Limits(1024, 16, 64 * KIB, 0),
     "80": Limits(2048, 32, 164 * KIB, KIB),
+    "86": Limits(1536, 16, 100 * KIB, KIB),  # runs the code of 80
     "90a": Limits(2048, 32, 228 * KIB, KIB),
     "100": Limits(2048, 32, 228 * KIB, KIB),
     "120": Limits(1536, 24, 100 * KIB, KIB),
