@@ -141,7 +141,7 @@ class MMDLoss(_Bank):
         if self.kernel_type == "linear":
             delta = at_least_single(source).mean(0) - at_least_single(target).mean(0)
             return delta @ delta
-        return ops.mmd2(source, target, None, None, self._kernel().terms(), BIASED)
+        return ops.mmd2(source, target, None, None, self._kernel().terms(source.device), BIASED)
 
 
 MMD_loss = MMDLoss
