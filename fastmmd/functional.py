@@ -91,7 +91,8 @@ def mmd2(
             estimator, one that takes no weights, or a number that is out of range or belongs to
             another estimator. On the CPU in eager mode also a weight that is negative or not
             finite, or weights whose sum is zero; elsewhere these give NaN or a meaningless number.
-        NotImplementedError: tensors on a CUDA device; forward-mode differentiation.
+        NotImplementedError: forward-mode differentiation; tensors on a CUDA device in a build
+            without CUDA kernels.
 
     Example:
         >>> import torch
