@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ SCRATCH = ROOT / "build" / "gpu-check"
 # Seconds at most. What a phase leaves goes to the last.
 BUDGETS = {"build": 170.0, "tests": 110.0, "sanitizer": 70.0, "bench": 160.0}
 TOTAL = 520.0
+TEST_PROCESSES = 4  # at a time, for tests whose oracle is on the CPU
 TEST_LIMIT = 45.0  # seconds of one test, the start of the device with the first included
 TOOLS = ("memcheck", "racecheck", "initcheck")
 AT_RUN_TIME = ("compiled", "keops")  # rows of others that compile then, where they can
@@ -185,36 +187,30 @@ class Check:
         """``pytest -m gpu``, on the files that have such tests."""
         files = [
             str(path)
-            for path in sorted((ROOT / "tests").glob("test_*.py"))
+            for path in sorted((ROOT / "tests").rglob("test_*.py"))
             if "mark.gpu" in path.read_text()
         ]
         if not files:
             return ("not run" if self.dry else "failed"), "no test is marked gpu"
-        journal = self.journal("tests")
-        command = [
-            *(sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-ra", "--tb=short"),
-            *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
-            *("-p", "benchmarks.gpu_pytest", "-p", "no:cacheprovider", "-p", "no:benchmark"),
-            # Those of other releases of torch are not what is checked here.
-            *("-W", "default", "--continue-on-collection-errors", "--durations=10", *files),
-        ]
-        status = supervise(
-            command,
-            journal,
-            self.out / "pytest.log",
-            lambda test: TEST_LIMIT,
-            deadline,
-            fine=(0, 1, 5),
-            cwd=self.scratch,
-            env=self.environment(FASTMMD_GPU_JOURNAL=str(journal.path)),
-        )
+        shares = max(1, min(TEST_PROCESSES, len(os.sched_getaffinity(0)) // 2))
+
+        def run(share: int) -> tuple[str, Journal]:
+            return self.tests_of(files, share, shares, deadline)
+
+        with ThreadPoolExecutor(shares) as pool:
+            statuses, journals = zip(*pool.map(run, range(shares)), strict=True)
+        status = sorted(statuses, key=lambda s: (s != "done", s != "cut"))[-1]
+        ended = {name: end for journal in journals for name, end in journal.ended().items()}
+        with (self.out / "pytest.log").open("wb") as joined:
+            for share in range(shares):
+                joined.write((self.scratch / f"tests-{share}.log").read_bytes())
         self.results["tests"] = {
             name: {key: value for key, value in end.items() if key in ("outcome", "message")}
-            for name, end in journal.ended().items()
+            for name, end in ended.items()
         }
         log = (self.out / "pytest.log").read_text(errors="replace")
         broken = re.findall(r"^ERROR (\S+)", log, re.M)
-        counts = Counter(end["outcome"].split(" (")[0] for end in journal.ended().values())
+        counts = Counter(end["outcome"].split(" (")[0] for end in ended.values())
         told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no test"
         if broken:
             told += f"; not collected: {', '.join(sorted(set(broken)))}"
@@ -223,6 +219,29 @@ class Check:
         fine = status == "done" and set(counts) <= {"passed", "skipped"} and not broken
         ran = "passed" in counts or (self.dry and counts)  # all are skipped without a GPU
         return ("passed" if fine and ran else "failed"), f"{told}; {status}"
+
+    def tests_of(
+        self, files: list[str], share: int, shares: int, deadline: float
+    ) -> tuple[str, Journal]:
+        """Every so many of the tests, in a process of its own."""
+        journal = self.journal(f"tests-{share}")
+        log = self.scratch / f"tests-{share}.log"
+        log.unlink(missing_ok=True)
+        command = [
+            *(sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-ra", "--tb=short"),
+            *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
+            *("-p", "benchmarks.gpu_pytest", "-p", "no:cacheprovider", "-p", "no:benchmark"),
+            # Those of other releases of torch are not what is checked here.
+            *("-W", "default", "--continue-on-collection-errors", "--durations=10", *files),
+        ]
+        environment = self.environment(
+            FASTMMD_GPU_JOURNAL=str(journal.path),
+            FASTMMD_GPU_SHARE=f"{share}/{shares}",
+            OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) // shares)),
+        )
+        options: dict[str, Any] = {"fine": (0, 1, 5), "cwd": self.scratch, "env": environment}
+        status = supervise(command, journal, log, lambda test: TEST_LIMIT, deadline, **options)
+        return status, journal
 
     def sanitizer(self, deadline: float) -> tuple[str, str]:
         """The tools side by side, each over the same small set of calls."""

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.gpu_journal import LOST, Journal, context_is_lost
 
 JOURNAL = "FASTMMD_GPU_JOURNAL"  # the variable of the environment that names it
+SHARE = "FASTMMD_GPU_SHARE"  # "1/4": the second of every four tests
 journal = Journal(Path(os.environ[JOURNAL]))
 
 
@@ -21,11 +22,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): tests for one worker")
 
 
+@pytest.hookimpl(trylast=True)  # of those that are marked
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ended = journal.ended()
-    done = [item for item in items if item.nodeid in ended]
-    items[:] = [item for item in items if item.nodeid not in ended]
-    config.hook.pytest_deselected(items=done)
+    share, shares = map(int, os.environ.get(SHARE, "0/1").split("/"))
+    kept = [item for item in items[share::shares] if item.nodeid not in ended]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.hookimpl(wrapper=True)
