@@ -102,6 +102,8 @@ class Kernel(nn.Module):
             ValueError: a tensor bandwidth or weight has come to hold a value out of range, or is on
                 another device than the points. Values are looked at on the CPU in eager mode only.
         """
+        if device is not None and device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         constant = self._constant_terms
         if constant is None:
             return self._make_terms(device)

@@ -73,9 +73,8 @@ def stream_of(x: Tensor) -> tuple[int, int]:
     return torch._C._cuda_getCurrentRawStream(index), index
 
 
-def choose(*args: Any) -> Road:
-    """The road of a pass, see :func:`fastmmd.ops._roads.road`."""
-    return _roads.road(*args)
+# The road of a pass. It is asked for again and again, and takes its time.
+choose = functools.lru_cache(maxsize=4096)(_roads.road)
 
 
 def run(
@@ -94,7 +93,7 @@ def run(
     if len(shape) == 3:
         batch, count = shape[:1], shape[0]
     result, terms, device = result_dtype(x), len(families), x.device
-    widths = widths or shape[-1:]
+    widths = tuple(widths) or (shape[-1],)
 
     v_x = v_y = v_x_weights = v_y_weights = v_scales = v_coefficients = None
     value = torch.empty(batch, dtype=result, device=device)
@@ -126,10 +125,10 @@ def run(
         x.dtype,
         _roads.precision(),
         device_of(stream_of(x)[1]),
-        families,
+        tuple(families),
         estimator,
         x_weights is not None or y_weights is not None,
-        [v is not None for v in outputs[1:]],
+        tuple(v is not None for v in outputs[1:]),
     )
     call = _Call(
         (x, y, x_weights, y_weights, scales, coefficients),
