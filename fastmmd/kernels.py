@@ -74,6 +74,9 @@ __all__ = [
 ]
 
 
+_CURRENT = torch.device("cuda")
+
+
 class Kernel(nn.Module):
     """A kernel function of two points, the base class of all kernels.
 
@@ -102,7 +105,7 @@ class Kernel(nn.Module):
             ValueError: a tensor bandwidth or weight has come to hold a value out of range, or is on
                 another device than the points. Values are looked at on the CPU in eager mode only.
         """
-        if device is not None and device.type == "cuda" and device.index is None:
+        if device == _CURRENT:  # whichever it is
             device = torch.device("cuda", torch.cuda.current_device())
         constant = self._constant_terms
         if constant is None:
