@@ -111,9 +111,10 @@ def draw(family: int, shape: float, scheme: int, d: int, count: int, seed: int) 
         rows, radii = stream(_ROWS), radii * _lengths(count, d, stream(_LENGTHS))
         for i in range(0, count, d):
             part = w[i : i + d]
-            q, triangle = np.linalg.qr(rows.normal(d, d))
-            q *= np.where(np.diagonal(triangle) < 0, -1.0, 1.0)  # or it would not be uniform
-            part[:] = radii[i : i + d, None] * q[: len(part)]
+            # By torch, whose threads are ours.
+            q, triangle = torch.linalg.qr(torch.from_numpy(rows.normal(d, d)))
+            q = q * triangle.diagonal().sign()  # or it would not be uniform
+            part[:] = radii[i : i + d, None] * q[: len(part)].numpy()
     return Frequencies(torch.from_numpy(w).T, None, phases)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -346,8 +347,8 @@ class MeanEmbedding:
         ``s = sum_i w_i^2 / W^2`` of one sample plus that of the other, 1/n + 1/m without weights,
         the biased estimate exceeds ``C s (1 + sqrt(2 log(1 / p)))^2`` with a probability of at most
         p: by McDiarmid's inequality, as in theorem 7 of Gretton et al., "A kernel two-sample test"
-        (JMLR 2012). This holds for any distribution, size and number of features. A test that sees
-        the data, as :func:`fastmmd.two_sample_test`, finds smaller differences.
+        (JMLR 2012). This holds for any distribution, size and number of features, and for weights
+        that do not depend on the rows. A test that sees the data, as :func:`fastmmd.two_sample_test`, finds smaller differences.
 
         Args:
             other: a sketch that was made with the same.
@@ -365,7 +366,8 @@ class MeanEmbedding:
         if math.isnan(squared):
             return math.nan
         excess = math.sqrt(squared / scale) - 1
-        return math.exp(-excess * excess / 2) if excess > 0 else 1.0
+        # A bound of 0 would be too good.
+        return max(math.exp(-excess * excess / 2), sys.float_info.min) if excess > 0 else 1.0
 
     def expected_mmd2(self, other: MeanEmbedding) -> float:
         """The mean of the biased :meth:`mmd2` if both samples came from one distribution.
