@@ -78,7 +78,7 @@ KINDS = {
     "one feature": Kind(20, 9, 5, 1),
     "bank": Kind(37, 50, 19, 45, BANK, (1.0, 2.9), weighted=True),
     "offset": Kind(60, 45, 12, 40, BANK, offset=300.0),
-    "blocks": Kind(500, 130, 70, 300, (1.0, 2.0), weighted=True),
+    "blocks": Kind(420, 60, 30, 150, (1.0, 2.0), weighted=True),
 }
 
 
@@ -269,12 +269,12 @@ def test_gradcheck(form: str, weighted: bool) -> None:
 
 
 def test_structured_gradients_of_second_order() -> None:
-    x, y = samples(9, 8, 5, torch.float64)
+    x, y = samples(3, 4, 2, torch.float64)
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
 
     def value(x: Tensor, scale: Tensor) -> Tensor:
         kernel = fm.Gaussian(scale, (1, 2))
-        return fm.random_feature_mmd2(x, y, 70, kernel, frequencies="structured")
+        return fm.random_feature_mmd2(x, y, 40, kernel, frequencies="structured")
 
     inputs = (x.requires_grad_(), scale)
     assert torch.autograd.gradcheck(value, inputs)
@@ -303,8 +303,7 @@ def test_forward_mode_is_refused() -> None:
 # ---- operators ----
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("form", "weighted"), [("phase", True), ("pair", False)])
 def test_opcheck(form: str, weighted: bool) -> None:
     inputs = operands(form, weighted)
     torch.library.opcheck(torch.ops.fastmmd.feature_mean, (*inputs, True))
@@ -425,15 +424,16 @@ def test_every_kernel(name: str, frequencies: str, form: str) -> None:
 
 @pytest.mark.parametrize("frequencies", SCHEMES)
 def test_error_falls_with_the_root(frequencies: str) -> None:
-    x, y = samples(60, 50, 5)
+    x, y = samples(40, 30, 5)
     kernel = fm.Gaussian("mean")
     exact = float(fm.mmd2(x, y, kernel))
     sizes, logs = [256 * 4**k for k in range(5)], []
     for size in sizes:
-        found = [
-            float(fm.random_feature_mmd2(x, y, size, kernel, seed, frequencies))
-            for seed in range(24)
-        ]
+        with threads(1):
+            found = [
+                float(fm.random_feature_mmd2(x, y, size, kernel, seed, frequencies))
+                for seed in range(16)
+            ]
         mean = sum((v - exact) ** 2 for v in found) / len(found)
         logs.append(math.log(mean) / 2)
     steps = torch.tensor(sizes, dtype=torch.float64).log()
@@ -449,17 +449,15 @@ def test_standard_error(frequencies: str, form: str, d: int) -> None:
     x, y = samples(40, 30, d, torch.float64)
     kernel = fm.Gaussian(math.sqrt(d), (1,)) if d != 3 else fm.Laplacian(2.0)
     exact = float(fm.mmd2(x, y, kernel))
-    made = torch.tensor(
-        [
+    with threads(1):  # the calls are too small to be shared
+        made = torch.tensor(
             [
-                float(t)
-                for t in fm.random_feature_mmd2(
+                fm.random_feature_mmd2(
                     x, y, 256, kernel, seed, frequencies, form, return_error=True
                 )
+                for seed in range(200)
             ]
-            for seed in range(300)
-        ]
-    )
+        )
     values, reported = made[:, 0], made[:, 1].square().mean().sqrt()
     spread = values.std()
     assert abs(values.mean() - exact) < 4 * spread / math.sqrt(len(values))  # no bias
@@ -550,6 +548,8 @@ def test_huge_angles_stay_finite(dtype: torch.dtype) -> None:
             (gradient,) = torch.autograd.grad(value, z)
             assert 0 <= value < 25
             assert gradient.isfinite().all()
+    value = fm.random_feature_mmd2(x, y, 64, fm.Gaussian(1e-60, (1,)))  # no float32 holds its rate
+    assert 0 <= value < 2
 
 
 def test_huge_angles_are_exact_in_float64() -> None:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "cpu/points.h"
@@ -16,6 +17,7 @@ namespace fastmmd::cpu {
 template <class T>
 Rates<T> chained(const double* rates, int count) {
   constexpr int longest = 4;
+  constexpr double largest = std::numeric_limits<T>::max();
   Rates<T> r;
   r.count = count;
   r.chains = 0;
@@ -32,7 +34,7 @@ Rates<T> chained(const double* rates, int count) {
     for (int link = 1;; ++link) {
       taken[at] = true;
       r.place[k] = sorted[at];
-      r.rate[k++] = T(rates[sorted[at]]);
+      r.rate[k++] = T(std::clamp(rates[sorted[at]], -largest, largest));
       const double twice = 2 * rates[sorted[at]];
       int next = at + 1;
       while (next < count &&

@@ -110,10 +110,17 @@ class FeatureSums {
     }
     const Sample& w = args_.frequencies;
     const T* data = static_cast<const T*>(w.data) + I.row * w.row_stride;
+    const auto add = [&](int64_t j, int64_t k) {
+      to[j] += args_.center[k] * double(data[j * w.row_stride + k * w.column_stride]);
+    };
     std::fill_n(to, I.rows, 0.0);
-    for (int64_t k = 0; k < args_.d; ++k)
+    if (w.row_stride < w.column_stride) {  // along the memory; the order of the sums is the same
+      for (int64_t k = 0; k < args_.d; ++k)
+        for (int64_t j = 0; j < I.rows; ++j) add(j, k);
+    } else {
       for (int64_t j = 0; j < I.rows; ++j)
-        to[j] += args_.center[k] * double(data[j * w.row_stride + k * w.column_stride]);
+        for (int64_t k = 0; k < args_.d; ++k) add(j, k);
+    }
   }
 
   const FeatureSumsArgs args_;

@@ -31,7 +31,7 @@ struct Rotations : Statistics<T> {
     if (S::any_negative(Angles<T>::largest - rates.largest * size)) {
       for (int k = 0; k < rates.count; ++k) {
         W sine, cosine;
-        sincos_of_any(rates.rate[k] * t, sine, cosine);
+        sincos_of_any(rates.rate[k], t, sine, cosine);
         use(k, cosine, sine);
       }
       return;

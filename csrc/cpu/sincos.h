@@ -80,14 +80,16 @@ FASTMMD_INLINE void sincos(const Many<T, count>& x, Many<T, count>& sine, Many<T
   }
 }
 
-// The same for any x, one number at a time.
+// The same of rate * x, whatever it is, one number at a time; in float64, where float32 has no
+// room.
 template <class T, int count>
-__attribute__((noinline)) void sincos_of_any(const Many<T, count>& x, Many<T, count>& sine,
+__attribute__((noinline)) void sincos_of_any(T rate, const Many<T, count>& x, Many<T, count>& sine,
                                              Many<T, count>& cosine) {
   for (int u = 0; u < count; ++u)
     for (int i = 0; i < Simd<T>::lanes; ++i) {
-      sine.part[u][i] = T(__builtin_sin(double(x.part[u][i])));
-      cosine.part[u][i] = T(__builtin_cos(double(x.part[u][i])));
+      const double angle = double(rate) * double(x.part[u][i]);
+      sine.part[u][i] = T(__builtin_sin(angle));
+      cosine.part[u][i] = T(__builtin_cos(angle));
     }
 }
 
