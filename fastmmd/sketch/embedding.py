@@ -348,7 +348,8 @@ class MeanEmbedding:
         the biased estimate exceeds ``C s (1 + sqrt(2 log(1 / p)))^2`` with a probability of at most
         p: by McDiarmid's inequality, as in theorem 7 of Gretton et al., "A kernel two-sample test"
         (JMLR 2012). This holds for any distribution, size and number of features, and for weights
-        that do not depend on the rows. A test that sees the data, as :func:`fastmmd.two_sample_test`, finds smaller differences.
+        that do not depend on the rows. A test that sees the data, as
+        :func:`fastmmd.stats.two_sample_test`, finds smaller differences.
 
         Args:
             other: a sketch that was made with the same.
