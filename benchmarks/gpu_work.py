@@ -61,7 +61,7 @@ def avoiding(*modes: str) -> Iterator[None]:
     before = _cuda.choose
 
     def choose(*args: Any) -> Road:
-        return before(*args[:-1], [mode for mode in args[-1] if mode not in modes])
+        return before(*args[:-1], tuple(mode for mode in args[-1] if mode not in modes))
 
     with choosing(choose):
         yield

@@ -162,9 +162,9 @@ def test_products_use_their_instructions(
 
 def test_table_of_the_documentation(disassembled: Build) -> None:
     written = sass.in_page(sass.PAGE.read_text())
-    by = re.search(r"with nvcc ([\d.]+)\)", written)[1]
-    if by != disassembled.nvcc:
-        pytest.skip(f"the table was written with nvcc {by}, this is {disassembled.nvcc}")
+    by = re.search(r"with nvcc ([\d.]+)\)", written)
+    if by and by[1] != disassembled.nvcc:
+        pytest.skip(f"the table was written with nvcc {by[1]}, this is {disassembled.nvcc}")
     assert written == sass.section(disassembled), "run: python -m tests.sass --write"
 
 

@@ -321,6 +321,30 @@ def test_arithmetic_of_a_road(
         assert found.executed == pytest.approx(times * Cell(n, d, 0).flop("gradients"), rel=0.02)
 
 
+def test_roads_that_are_avoided() -> None:
+    from benchmarks.gpu_work import STAND_IN, avoiding, taken
+    from fastmmd.checks import BIASED
+    from fastmmd.ops import _cuda, _roads
+
+    needs = (True, True, False, False, False, False)
+    facts = (4096, 4096, (64,), torch.float32, "highest", STAND_IN, (0,) * 5, BIASED, False, needs)
+
+    def call() -> None:
+        _cuda.choose(*facts, _roads.ALL_MODES)
+
+    first = taken(call)
+    assert first is not None
+
+    def another() -> None:
+        with avoiding(first.mode):
+            call()
+
+    second = taken(another)
+    assert second is not None
+    assert second.mode != first.mode
+    assert taken(call) == first
+
+
 def test_floors_of_the_documentation() -> None:
     from benchmarks import gpu_floors
 
