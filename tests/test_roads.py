@@ -216,6 +216,17 @@ def test_wgmma_is_hoppers() -> None:
     assert choose(device=without, **high).products == MMA  # type: ignore[arg-type]
 
 
+def test_tiles_that_are_staged_twice_need_room() -> None:
+    terms = (True, True, False, False, True, False)
+    for device in (AMPERE, HOPPER):
+        assert choose(device=device, families=(LAPLACIAN,)).products != SIMT
+        assert choose(device=device, needs=terms).products != SIMT
+    assert choose(device=ADA).products == MMA
+    for change in ({"families": (GAUSSIAN, LAPLACIAN)}, {"needs": terms}):
+        found = choose(device=ADA, **change)  # type: ignore[arg-type]
+        assert (found.products, found.operand) == (SIMT, FLOAT32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_of_kernels_are_for_threads(dtype: torch.dtype) -> None:
     found = choose(widths=(100, 31), dtype=dtype)

@@ -138,10 +138,7 @@ void Mmd2::fused() const {
   const Plan chosen = plan(args_, out_, launch_);
   Arena arena(args_.workspace);
   FusedArgs fused{};
-  fused.points =
-      lay_out<float>(args_, launch_, {feels_no_shift(args_, out_), true, false, 0}, arena);
-  fused.points.pairs = counted_pairs(args_);
-  fused.points.estimator = args_.estimator;
+  fused.points = lay_out<float>(args_, out_, launch_, arena);
   fused.splits = chosen.splits;
   fused.stages = chosen.stages;
   fused.v[0] = static_cast<float*>(out_.v_x);

@@ -57,6 +57,7 @@ _MOST_PANEL_BYTES = 32 << 20
 _BOUNDED = {GAUSSIAN, INVERSE_MULTIQUADRIC, RATIONAL_QUADRATIC, MATERN_3_2, MATERN_5_2}
 # Gradient weights within the smaller sample are as much larger than those across the samples.
 _MOST_UNEQUAL = 4096
+_STAGED_BYTES = 160 << 10  # of shared memory, that tiles of tensor cores take when staged twice
 _MASKED = (LINEAR, BLOCK, INCOMPLETE)
 
 
@@ -221,6 +222,11 @@ def road(
         and GEOMETRY[families[0]] != COSINE_SIMILARITY
     ):
         return Road(FUSED, MMA, operand, 0)
+    # Other kernels than Gaussians, and gradients of weights and of terms, keep a tile of statistics
+    # in shared memory beside the one on its way out.
+    staged = any(family != GAUSSIAN for family in families) or any(needs[2:])
+    if products == MMA and staged and device.shared_bytes < _STAGED_BYTES:
+        products, operand = SIMT, plain
     if products == MMA and code == "90a" and operand != TF32X3:
         products = WGMMA
     side = panel_side(operand, device.l2_bytes, len(widths))
