@@ -386,7 +386,7 @@ def test_products_of_kernels(backend: Backend, estimator: str, dtype: torch.dtyp
     for names, widths in (
         (("bank", "linear"), (5, 3)),
         (("mean", "cosine", "laplacian"), (2, 33, 1)),
-        (("gaussian",) * 8, (1,) * 8),
+        (("multiquadric",) * 8, (1,) * 8),
     ):
         made = [
             make_product(case, names, widths)
@@ -443,7 +443,10 @@ def test_batches(backend: Backend, mode: str, kernel: str) -> None:
             single = fm.mmd2(a, c, k)
             each.append((single, *torch.autograd.grad(single, (a, c), torch.tensor(scale).to(x))))
     for t, parts in zip(found, zip(*each, strict=True), strict=True):
-        assert torch.equal(t, torch.stack(parts))
+        if mode == "panels":  # what torch multiplies matrices with looks at their alignment
+            torch.testing.assert_close(t, torch.stack(parts), rtol=1e-6, atol=1e-8)
+        else:
+            assert torch.equal(t, torch.stack(parts))
 
 
 @pytest.mark.parametrize("name", ["heuristics", "polynomial width", "median", "mean"])
@@ -477,13 +480,13 @@ def test_equal_samples(backend: Backend, mode: str, kernel: str) -> None:
         road |= {"products": SIMT, "operand": FLOAT32}
     x = make_case(0, 90, 3, 6).x.to(backend.device)
     k = make_kernel(kernel, 6).to(backend.device)
-    size = float(fm.mmd2(x, x.flip(0) * 0 + x[:1] * 0, k).abs()) + 1
+    size = float(fm.mmd2(x, torch.zeros_like(x), k).detach().abs()) + 1
     a, b = x.clone(), x.clone()
     if mode != "values":
         a.requires_grad_(), b.requires_grad_()
     with forced(**road):
         value = fm.mmd2(a, b, k)
-    assert abs(float(value)) <= 1e-6 * size
+    assert abs(float(value.detach())) <= 1e-6 * size
     if mode != "values":
         for v in torch.autograd.grad(value, (a, b)):
             assert float(v.abs().max()) <= 1e-6 * size
@@ -498,7 +501,7 @@ def test_all_points_equal(backend: Backend, mode: str, kernel: str) -> None:
         x.requires_grad_(), y.requires_grad_()
         with forced(mode=mode):
             found = fm.mmd2(x, y, k)
-        assert float(found) == 0
+        assert float(found.detach()) == 0
         for v in torch.autograd.grad(found, (x, y)):
             assert not v.any()
 
@@ -542,8 +545,12 @@ def test_kernel_sum(backend: Backend, kernel: str, dtype: torch.dtype) -> None:
             x, y, w, terms = case.x.double(), case.y.double(), v.double(), case.terms()
             with torch.no_grad():
                 exact = reference.kernel_sum(x, y, w, terms)
-                plain = reference.kernel_sum(case.x, case.y, v, terms)
-                worst = max(worst, float((plain - exact).abs().max()))
+                single = [t.float() for t in (case.x, case.y, v)]
+                of_single = [t.double() for t in single]
+                plain = reference.kernel_sum(*single, terms)
+                plain -= reference.kernel_sum(*of_single, terms)
+                # Float64 errs as float32 does, in proportion.
+                worst = max(worst, float(plain.abs().max()) * eps / 2**-23)
                 sizes.append(float(reference.kernel_sum(x, y, w.abs(), terms).abs().max()))
                 found.append(float((fm.kernel_sum(*moved, k).cpu() - exact).abs().max()))
         for error, size in zip(found, sizes, strict=True):
