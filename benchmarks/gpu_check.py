@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import Counter
@@ -91,8 +92,8 @@ class Check:
 
     def environment(self, **more: str) -> dict[str, str]:
         """That of a process that imports what was built, and the benchmarks from here."""
-        # The sources of fastmmd lie here too: what was built has to come first.
-        paths = [str(ROOT)] if self.dry else [str(self.site), str(ROOT)]
+        # The sources of fastmmd lie here too: what was built has to come first, or is installed.
+        paths = [sysconfig.get_path("purelib") if self.dry else str(self.site), str(ROOT)]
         before = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([*paths, *([before] if before else [])])
         return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}

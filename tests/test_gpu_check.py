@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+import fastmmd  # noqa: F401  the installed one, before its sources are on the path
+
 PHASES = ["build", "tests", "sanitizer", "bench"]
 # The others compile at run time, for tens of seconds.
 QUICK = "facts,rates,tf32,highest,eager,graph,bf16_rate,tf32_rate,wide,accuracy,memory,huge,roads"
