@@ -257,9 +257,14 @@ def test_few_pairs_of_any_size(
 # --- sizes, dtypes, offsets ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", tolerance.DTYPES)
 @pytest.mark.parametrize(
-    ("n", "m", "d"), [(1, 1, 1), (1, 300, 2), (129, 1, 3), (128, 128, 32), (65, 200, 257)]
+    ("n", "m", "d", "dtype"),
+    [(65, 200, 257, torch.float32)]
+    + [
+        (*size, dtype)
+        for size in ((1, 1, 1), (1, 150, 2), (129, 1, 3), (128, 128, 32))
+        for dtype in tolerance.DTYPES
+    ],
 )
 def test_sizes(backend: Backend, n: int, m: int, d: int, dtype: torch.dtype) -> None:
     # Of one pair of points gradients may cancel.
@@ -272,7 +277,7 @@ def test_sizes(backend: Backend, n: int, m: int, d: int, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kernel", ["bank", "gaussian", "laplacian", "polynomial"])
 def test_half(backend: Backend, kernel: str, dtype: torch.dtype) -> None:
-    for n, m, mode in ((40, 33, "small"), (600, 500, "panels")):
+    for n, m, mode in ((40, 33, "small"), (520, 510, "panels")):
         chosen = []
 
         def note(*facts: Any, chosen: list[Road] = chosen) -> Road:
@@ -538,7 +543,7 @@ def test_kernel_sum(backend: Backend, kernel: str, dtype: torch.dtype) -> None:
     eps = torch.finfo(dtype).eps
     for n, m, p in ((1, 1, 1), (40, 133, 3), (130, 20, 70)):
         found, worst, sizes = [], 0.0, []
-        for case in cases(n, m, 6, kernel, dtype=dtype):
+        for seed, case in enumerate(cases(n, m, 6, kernel, dtype=dtype)):
             v = torch.randn(m, p, generator=torch.Generator().manual_seed(1), dtype=dtype)
             k = copy.deepcopy(case.kernel).to(backend.device)
             moved = [t.to(backend.device) for t in (case.x, case.y, v)]
@@ -551,6 +556,8 @@ def test_kernel_sum(backend: Backend, kernel: str, dtype: torch.dtype) -> None:
                 plain -= reference.kernel_sum(*of_single, terms)
                 # Float64 errs as float32 does, in proportion.
                 worst = max(worst, float(plain.abs().max()) * eps / 2**-23)
+                if seed >= backend.most:
+                    continue
                 sizes.append(float(reference.kernel_sum(x, y, w.abs(), terms).abs().max()))
                 found.append(float((fm.kernel_sum(*moved, k).cpu() - exact).abs().max()))
         for error, size in zip(found, sizes, strict=True):

@@ -114,7 +114,7 @@ def mmd_aggregated_test(
     corrections = whole("num_corrections", num_corrections, 1)
     seed = whole("seed", seed, 0, 2.0**64)
     chosen = kernel_collection(a, b, seed=seed) if kernels is None else _checked_kernels(kernels)
-    shares = _checked_weights(weights, len(chosen))
+    shares = _checked_weights(weights, len(chosen)).to(a.device)
 
     observed, ranks = [], []
     for kernel in chosen:

@@ -448,5 +448,8 @@ def test_statistics_know_their_device(device: torch.device) -> None:
     x, y = (t.detach() for t in samples(device, 60, 50, 4))
     found = fm.two_sample_test(x, y, num_permutations=50)
     assert found.null.device == device
+    aggregated = fm.stats.mmd_aggregated_test(x, y, num_permutations=50, num_corrections=20)
+    assert aggregated.pvalues.device == device
+    assert fm.power_criterion(x, y).device == device
     terms = fm.Gaussian("median").terms(device)
     assert ops.resolve(x, y, terms).device == device
