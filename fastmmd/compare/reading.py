@@ -485,7 +485,8 @@ def parquet_file(path: str) -> Iterator[tuple[Any, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        # Mapped and without reading ahead, or it would hold whole groups of rows.
+        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             yield pa, file
     except pa.ArrowException as error:
         raise InputError(f"{path}: is no Parquet file, or is damaged") from error

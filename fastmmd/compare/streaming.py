@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from fastmmd.compare.reading import (
 
 __all__ = ["Parts", "open_parts"]
 
-_NUMBERS = 1 << 21  # of a part
+_NUMBERS = 1 << 20  # of a part
 
 _Array = npt.NDArray[Any]
 
@@ -215,13 +214,12 @@ def _parquet(path: str, columns: Sequence[str] | None) -> Parts:
 
     def parts(at_once: int) -> Iterator[_Array]:
         first = 0
-        with (
-            parquet_file(path) as (pa, file),
-            contextlib.closing(file.iter_batches(batch_size=at_once, use_threads=False)) as batches,
-        ):
+        with parquet_file(path) as (pa, file):
+            batches = file.iter_batches(batch_size=at_once, use_threads=False)
             for batch in batches:
                 table = pa.Table.from_batches([batch])
                 yield parquet_values(path, table, picked, pa, first)
                 first += len(batch)
+        pa.default_memory_pool().release_unused()
 
     return Parts(path, len(names), names, rows, notes, _make=parts)
