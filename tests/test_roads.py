@@ -216,6 +216,17 @@ def test_wgmma_is_hoppers() -> None:
     assert choose(device=without, **high).products == MMA  # type: ignore[arg-type]
 
 
+def test_products_of_many_kernels_need_room() -> None:
+    for dtype, most in ((torch.float32, 3), (torch.float64, 3)):
+        families = (GAUSSIAN,) * most
+        choose(device=TURING, dtype=dtype, widths=(3,) * most, families=families)
+        with pytest.raises(RuntimeError, match=f"product of {most + 1} kernels takes .* 64 KiB"):
+            choose(device=TURING, dtype=dtype, widths=(3,) * (most + 1), families=families)
+        for device in (AMPERE, ADA, HOPPER):
+            if device is not ADA or dtype == torch.float64:
+                choose(device=device, dtype=dtype, widths=(3,) * 8, families=(GAUSSIAN,) * 8)
+
+
 def test_tiles_that_are_staged_twice_need_room() -> None:
     terms = (True, True, False, False, True, False)
     for device in (AMPERE, HOPPER):

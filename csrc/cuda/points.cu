@@ -60,9 +60,6 @@ struct Chunks {
 
 int64_t slices(int64_t d) { return round_up(d, slice_columns) / slice_columns; }
 
-// Of two magnitudes; NaN before all others.
-__device__ double larger(double a, double b) { return b > a || b != b ? b : a; }
-
 constexpr int column_threads = slice_columns * 8;
 
 // Sums of 32 columns over a chunk of rows, relative to the first row of x, so that equal rows are

@@ -195,6 +195,9 @@ class DeviceGuard {
   int before_, device_;
 };
 
+// Of two magnitudes; NaN before all others.
+__device__ inline double larger(double a, double b) { return b > a || b != b ? b : a; }
+
 // ---- sums of a thread block, in an order that is fixed ----
 
 template <class T>

@@ -77,8 +77,6 @@ __device__ __forceinline__ void multiply_add(float4& sum, float a, const float4&
   sum.w = fmaf(a, b.w, sum.w);
 }
 
-__device__ inline double larger(double a, double b) { return b <= a ? a : b; }  // NaN stays
-
 __device__ inline int small_exponent(double largest) {
   if (!(largest > 0) || largest > 1.7e308) return 0;
   constexpr int margin = 40;

@@ -180,18 +180,19 @@ __device__ inline double divisor(const Points<T>& points, const Divisors& by, co
   return domain == points.domain(at.J) ? by.within[domain] : by.across;
 }
 
-// The dynamic shared memory: the products' rooms, afterwards the stage; then, for kernels that are
-// not looped over in registers, statistics of the tile and the slots of add_terms.
+// The dynamic shared memory: the products' rooms, afterwards the slots of add_terms and then the
+// stage; behind them, for kernels that are not looped over in registers, statistics of the tile.
 template <class Products, bool gaussian, bool gradient>
 struct TileShared {
   using T = typename Products::T;
   using E = typename Stored<Products::operand>::type;
   template <class U>
   static constexpr int of = Products::tile * stage_stride<U, Products::tile>() * int(sizeof(U));
-  static constexpr int stage = !gaussian ? of<T> : gradient ? of<E> : 0;
-  static constexpr int first = stage > Products::shared_bytes ? stage : Products::shared_bytes;
   static constexpr int slots = Products::threads * 2 * max_chain * int(sizeof(T));
-  static constexpr int bytes = first + (gaussian ? 0 : of<T> + slots);
+  static constexpr int staged = of<T> > slots ? of<T> : slots;
+  static constexpr int stage = !gaussian ? staged : gradient ? of<E> : 0;
+  static constexpr int first = stage > Products::shared_bytes ? stage : Products::shared_bytes;
+  static constexpr int bytes = first + (gaussian ? 0 : of<T>);
 };
 
 // D = |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> in the place of the inner products.
@@ -343,8 +344,7 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
       auto is_silent = [&](int e) { return silent(Products::row(e), Products::column(e)); };
       if (points.num_terms) {
         add_terms<Products::threads, elements>(
-            segments, points.num_terms,
-            reinterpret_cast<T*>(shared + Shared::first + Shared::stage), room, sums(),
+            segments, points.num_terms, reinterpret_cast<T*>(shared), room, sums(),
             [&](int e) {
               return is_silent(e) ? T(0)
                                   : T(copies * C) * sides.weights[0][Products::row(e)] *

@@ -58,6 +58,9 @@ _BOUNDED = {GAUSSIAN, INVERSE_MULTIQUADRIC, RATIONAL_QUADRATIC, MATERN_3_2, MATE
 # Gradient weights within the smaller sample are as much larger than those across the samples.
 _MOST_UNEQUAL = 4096
 _STAGED_BYTES = 160 << 10  # of shared memory, that tiles of tensor cores take when staged twice
+# Of products of kernels: for everything else, and for each factor.
+_PRODUCT_BYTES = {FLOAT32: 26 << 10, FLOAT64: 42 << 10}
+_FACTOR_BYTES = {FLOAT32: 12 << 10, FLOAT64: 6 << 10}
 _MASKED = (LINEAR, BLOCK, INCOMPLETE)
 
 
@@ -191,11 +194,19 @@ def road(
             side knows.
 
     Raises:
-        RuntimeError: as :func:`target`.
+        RuntimeError: as :func:`target`; or the kernel is a product of more factors than fit the
+            shared memory of the GPU.
     """
     code = target(device)
     plain = FLOAT64 if dtype == torch.float64 else FLOAT32
     one_factor = len(widths) == 1
+    room = _PRODUCT_BYTES[plain] + len(widths) * _FACTOR_BYTES[plain]
+    if not one_factor and estimator not in _MASKED and room > device.shared_bytes:
+        raise RuntimeError(
+            f"a product of {len(widths)} kernels takes {room >> 10} KiB of shared memory, and the"
+            f" GPU has {device.shared_bytes >> 10} KiB: move x and y to the CPU, or use"
+            " fastmmd.reference"
+        )
     if estimator in _MASKED:
         return Road(PAIRS, SIMT, plain, 0)
     if (
