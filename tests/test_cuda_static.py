@@ -13,6 +13,7 @@ import sass
 from sass import Build, Kernel
 
 from fastmmd.ops import _roads
+from fastmmd.ops._core import MAX_FACTORS
 
 # In one worker, so that each target is compiled once.
 pytestmark = [pytest.mark.build, pytest.mark.xdist_group("cuda")]
@@ -23,7 +24,7 @@ EXEMPT = {"resolve_kernel", "finish_kernel"}
 MAX_BYTES = 30 << 20
 # The table has the most shared memory that these take; they take less, or another road is taken,
 # where a block may not have it.
-ASKS_THE_DEVICE = {"small_tiles_kernel", "fused_kernel"}
+ASKS_THE_DEVICE = {"small_tiles_kernel", "fused_kernel", "product_tile_kernel"}
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +138,18 @@ def test_blocks_fit(disassembled: Build) -> None:
         for k in kernels  # of any number of threads, if it is bound to none
         if is_taken(k) and sass.resident_blocks(k, k.threads or 1024, dynamic.get(k.name, 0)) == 0
     ]
+
+
+def test_roads_know_what_tiles_take(disassembled: Build) -> None:
+    """The bytes of shared memory by which they are refused a device."""
+    dynamic = sass.dynamic_shared(disassembled)
+    for kernel in disassembled.kernels:
+        taken = kernel.shared + dynamic.get(kernel.name, 0)
+        if kernel.function == "product_tile_kernel":  # at its largest
+            of = _roads.FLOAT64 if "double" in kernel.name else _roads.FLOAT32
+            assert taken <= _roads._PRODUCT_BYTES[of] + MAX_FACTORS * _roads._FACTOR_BYTES[of]
+        elif kernel.name.startswith("tile_kernel<Mma"):
+            assert taken <= _roads._STAGED_BYTES
 
 
 def test_hot_kernels_touch_no_local_memory(disassembled: Build) -> None:
