@@ -212,7 +212,7 @@ class Pass {
 
   // All terms are, and only the points, if anything, have gradients.
   bool gaussian() const {
-    return !points.num_terms && !points.potentials &&
+    return !points.num_terms && !out_.v_x_weights && !out_.v_y_weights &&
            std::all_of(args_.terms, args_.terms + args_.num_terms,
                        [](const Term& t) { return t.family == Family::gaussian; });
   }
