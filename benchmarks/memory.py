@@ -27,6 +27,14 @@ from benchmarks.peers import PEERS, run
 # Blocks of this size and above are mapped one by one, and unmapped when freed.
 MAPPED = 1 << 17
 RESET_MARK = "5"
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+
+
+def give_back() -> None:
+    """From now on freed memory goes back to the system at once, in this process."""
+    library = ctypes.CDLL(None)
+    library.mallopt(_M_MMAP_THRESHOLD, MAPPED)
+    library.mallopt(_M_TRIM_THRESHOLD, MAPPED)
 
 
 def of_peers(cell: Cell, lanes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
@@ -69,7 +77,8 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _of_call(call: Callable[[], object]) -> int | None:
+def peak_of_call(call: Callable[[], object]) -> int | None:
+    """Peak bytes of a call, in a process that gives memory back as above."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     try:
@@ -93,7 +102,7 @@ def _measured_peers(n: int, d: int, threads: int, lanes: list[tuple[str, str]]) 
         objective = PEERS[name].make(cell.bandwidth)
         # Libraries are loaded and threads started before; a compiled function is compiled.
         run(objective, *(few if PEERS[name].eager else (x, y)), mode)
-        measured.append(_of_call(partial(run, objective, x, y, mode)))
+        measured.append(peak_of_call(partial(run, objective, x, y, mode)))
     return measured
 
 
@@ -105,7 +114,7 @@ def _measured_contest(name: str, threads: int, quick: bool) -> list[int | None]:
         if contestant.remember:
             lane = contestant.prepare()
             lane.call()
-            measured.append(_of_call(lane.call))
+            measured.append(peak_of_call(lane.call))
     return measured
 
 
