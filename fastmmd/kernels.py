@@ -88,7 +88,7 @@ class Kernel(nn.Module):
     # Terms that hold no parameter are worked out once: a small batch costs less than working them
     # out again.
     _constant_terms: Terms | None = None
-    _constant_numbers: tuple[tuple[float, ...], tuple[float, ...]]  # their scales and coefficients
+    _constant_numbers: tuple[list[float], list[float]] | None = None  # scales and coefficients
 
     def terms(self, device: torch.device | None = None) -> Terms:
         """Spell the kernel out.
@@ -112,6 +112,10 @@ class Kernel(nn.Module):
             return self._make_terms(device)
         if device is None or device.type == "cpu":
             return constant
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return self._make_terms(device)  # where nobody may look at tensors
+        if self._constant_numbers is None:
+            self._constant_numbers = constant.scales.tolist(), constant.coefficients.tolist()
         scales, coefficients = self._constant_numbers
         return constant._replace(
             scales=numbers(scales, device), coefficients=numbers(coefficients, device)
@@ -136,12 +140,7 @@ class Kernel(nn.Module):
     def _settle(self, *arguments: Any) -> None:
         """Work the terms out for good, where all of the arguments are fixed."""
         if all(map(is_number, arguments)):
-            self._keep(self._make_terms())
-
-    def _keep(self, terms: Terms) -> None:
-        """These are the terms for good."""
-        self._constant_terms = terms
-        self._constant_numbers = tuple(terms.scales.tolist()), tuple(terms.coefficients.tolist())
+            self._constant_terms = self._make_terms()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _FIXED and name in self.__dict__:
@@ -402,7 +401,10 @@ class Energy(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._keep(_one_term(ENERGY))
+        self._constant_terms = self._make_terms()
+
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
+        return _one_term(ENERGY, device)
 
 
 class Polynomial(Kernel):
@@ -473,7 +475,10 @@ class Linear(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._keep(_one_term(LINEAR))
+        self._constant_terms = self._make_terms()
+
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
+        return _one_term(LINEAR, device)
 
 
 class Cosine(Kernel):
@@ -491,7 +496,10 @@ class Cosine(Kernel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._keep(_one_term(COSINE))
+        self._constant_terms = self._make_terms()
+
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
+        return _one_term(COSINE, device)
 
 
 class Sum(Kernel):
@@ -519,7 +527,7 @@ class Sum(Kernel):
         ]
         self.kernels = nn.ModuleList(flat)
         if all(k._constant_terms is not None for k in flat):
-            self._keep(self._make_terms())
+            self._constant_terms = self._make_terms()
 
     def summands(self) -> list[Kernel]:
         """The kernels that are added, none of them a sum."""
@@ -621,8 +629,9 @@ def _bank(
     return Terms((family,) * size, scales, coefficients, shape * size, (unit,) * size, (0,) * size)
 
 
-def _one_term(family: int) -> Terms:
-    return Terms((family,), numbers([1.0]), numbers([1.0]), (0.0, 0.0), (FIXED,), (0,))
+def _one_term(family: int, device: torch.device | None) -> Terms:
+    one = numbers([1.0], device)
+    return Terms((family,), one, one, (0.0, 0.0), (FIXED,), (0,))
 
 
 def _check_device(name: str, tensor: Tensor, device: torch.device | None) -> None:

@@ -78,9 +78,9 @@ def _numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
     if device.type != "cuda":
         return _kept(values, device, 0)
     if (
-        torch.cuda.is_current_stream_capturing()  # of a graph: they are there when it is replayed
-        or torch._C._len_torch_dispatch_stack()
+        torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
+        or torch.cuda.is_current_stream_capturing()  # they are there once the graph is replayed
     ):
         return _filled(values, device)
     # Each stream has its own, as it would have to wait for those of another.
