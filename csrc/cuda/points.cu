@@ -267,6 +267,7 @@ __global__ void __launch_bounds__(resolve_threads)
     // u of the rows as given is 4^exponent times u of the scaled rows.
     const int exponent = f.geometry == Geometry::cosine ? 0 : resolved.exponent[l];
     const double one = ldexp(1.0, -2 * exponent);
+    double slopes = 0;  // of all terms at once
     for (int t = f.first_term; t < f.first_term + f.num_terms; ++t) {
       double unit = one;
       switch (Unit(list.unit[t])) {
@@ -287,8 +288,9 @@ __global__ void __launch_bounds__(resolve_threads)
       dispatch(Family(list.family[t]), [&](auto family) {
         slope = decltype(family)::slope_factor(resolved.scales[t], list.p[t]);
       });
-      steepest = fmax(steepest, fabs(coefficients[t] * slope));
+      slopes += fabs(coefficients[t] * slope);
     }
+    steepest = fmax(steepest, slopes);
     resolved.kernel[l] = resolved.segments.add(resolved.terms, f.first_term,
                                                f.first_term + f.num_terms, resolved.scales);
   }

@@ -109,11 +109,13 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
       }
       if (gradient && l < points.num_moving) {
         const T slope = T((radial ? -4 : 2) * C * double(resolved.gain));
+        // Rows that are one do not push each other, and their weight would drown those of others.
         __syncthreads();
         for (int e = 0; e < elements; ++e) {
           const T a = weight(e);
           stage[P::row(e) * stage_stride<T, tile>() + P::column(e)] =
-              a == 0 ? T(0) : slope * a * others(l, e) * slot(2, l, e);
+              a == 0 || (radial && slot(0, l, e) == 0) ? T(0)
+                                                       : slope * a * others(l, e) * slot(2, l, e);
         }
         __syncthreads();
         write_tile<P::operand, tile>(stage, args, at, args.w[l], l,

@@ -23,18 +23,27 @@ struct Tile {
   int64_t I, J;  // first packed rows
 };
 
-// Tile number t of a rectangle: bands of eight tile rows, column by column, so that the tiles that
-// are worked on at one time share their rows in the L2 cache.
+// Tile number t of a rectangle: bands of eight tile rows, column by column, or of a triangle bands
+// of eight tile columns, row by row, so that the tiles that are worked on at one time share their
+// rows in the L2 cache.
 template <class T>
 __device__ inline Tile tile_of(const TileArgs<T>& args, int64_t t, int tile) {
+  constexpr int64_t band = 8;
   const int64_t columns = args.columns / tile;
-  if (args.triangle) {  // number t = j (j + 1) / 2 + i
-    int64_t j = int64_t((sqrt(8.0 * double(t) + 1) - 1) / 2);
+  if (args.triangle) {
+    int64_t j = int64_t((sqrt(8.0 * double(t) + 1) - 1) / 2);  // j (j + 1) / 2 tiles are left of j
     while (j * (j + 1) / 2 > t) --j;
     while ((j + 1) * (j + 2) / 2 <= t) ++j;
-    return {args.row + (t - j * (j + 1) / 2) * tile, args.column + j * tile};
+    const int64_t first = j / band * band, left = columns - first;
+    const int64_t width = left < band ? left : band;
+    int64_t at = t - first * (first + 1) / 2, i = at / width;
+    if (i > first) {  // below the diagonal rows grow shorter
+      at -= width * (first + 1);
+      for (i = first + 1; at >= width - (i - first); ++i) at -= width - (i - first);
+      return {args.row + i * tile, args.column + (i + at) * tile};
+    }
+    return {args.row + i * tile, args.column + (first + at % width) * tile};
   }
-  constexpr int64_t band = 8;
   const int64_t first = t / (band * columns) * band, left = args.rows / tile - first;
   const int64_t at = t - first * columns;
   if (left >= band)  // divisions of 64 bits are long

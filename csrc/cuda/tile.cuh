@@ -333,7 +333,8 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
         T k, dk;
         evaluate(statistic, k, dk);
         sum += a * k;
-        return slope * a * dk;
+        // Rows that are one do not push each other, and would drown those that do.
+        return radial && statistic == 0 ? T(0) : slope * a * dk;
       };
       T* const statistics = reinterpret_cast<T*>(shared + Shared::first);
       auto place = [](int e) { return Products::row(e) * stride + Products::column(e); };

@@ -78,6 +78,7 @@ class Wgmma {
     if (threadIdx.x == 0)
 #pragma unroll 1
       for (int k = 0; k < loaded; ++k) load(params, next.I, next.J, k, k, shared);
+    __syncwarp();  // products are made by whole warps
   }
 
   // By all threads, before a barrier and the next tile.
@@ -90,6 +91,7 @@ class Wgmma {
 #pragma unroll 1
       for (int k = state_ >> loaded_bit; k < steps && k < stages; ++k)
         load(params, I, J, k, k, shared);
+    __syncwarp();
     state_ &= (1u << loaded_bit) - 1;
     const char* const lowest = shared + last_stage;
     const uint64_t a = ptx::wgmma::descriptor(lowest + ptx::warpgroup_index() * (side_bytes / 2));
@@ -118,6 +120,7 @@ class Wgmma {
             wait(empty(shared, before), stages + before);
             load(params, I, J, k - 1 + stages, before, shared);
           }
+          __syncwarp();
         }
       }
     ptx::wgmma::wait<0>();

@@ -56,7 +56,7 @@ _MOST_PANEL_BYTES = 32 << 20
 # Families whose slope is bounded, so that gradient weights stay in the range of float16.
 _BOUNDED = {GAUSSIAN, INVERSE_MULTIQUADRIC, RATIONAL_QUADRATIC, MATERN_3_2, MATERN_5_2}
 # Gradient weights within the smaller sample are as much larger than those across the samples.
-_MOST_UNEQUAL = 4096
+_MOST_UNEQUAL = 1024
 _STAGED_BYTES = 160 << 10  # of shared memory, that tiles of tensor cores take when staged twice
 # Of products of kernels: for everything else, and for each factor.
 _PRODUCT_BYTES = {FLOAT32: 26 << 10, FLOAT64: 42 << 10}
@@ -201,7 +201,7 @@ def road(
     plain = FLOAT64 if dtype == torch.float64 else FLOAT32
     one_factor = len(widths) == 1
     room = _PRODUCT_BYTES[plain] + len(widths) * _FACTOR_BYTES[plain]
-    if not one_factor and estimator not in _MASKED and room > device.shared_bytes:
+    if not one_factor and estimator not in (*_MASKED, RESOLVE) and room > device.shared_bytes:
         raise RuntimeError(
             f"a product of {len(widths)} kernels takes {room >> 10} KiB of shared memory, and the"
             f" GPU has {device.shared_bytes >> 10} KiB: move x and y to the CPU, or use"
