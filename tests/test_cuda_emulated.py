@@ -8,14 +8,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from cuda_bodies import *  # noqa: F403
+from cuda_bodies import forced, precision
 from emulation.build import CXX, build
 from tolerance import threads
 
+from fastmmd.checks import ESTIMATORS
 from fastmmd.ops import _cuda, _roads
 from fastmmd.ops._roads import Device
 
@@ -69,3 +71,41 @@ def test_module_is_the_emulator(module: ModuleType) -> None:
     assert module.BLOCK_ROWS == _roads.BLOCK_ROWS
     assert module.DEPTH_UNIT == _roads.DEPTH_UNIT
     assert "_cuda" not in sys.modules
+
+
+# A GPU is asked for its peak; here the sizes are added up of all that a pass allocates, on a device
+# that has sizes alone.
+@pytest.mark.parametrize("estimator", ["biased", "linear"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 3), (torch.bfloat16, 4.5)])
+def test_memory(
+    module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    estimator: str,
+    dtype: torch.dtype,
+    most: float,
+) -> None:
+    class Idle(module.Mmd2):  # type: ignore[name-defined, misc]
+        def begin(self, *args: int) -> None:
+            pass
+
+        panel = pairs = finish = begin
+
+    sizes = []
+
+    def empty(*args: object, **options: object) -> torch.Tensor:
+        made = allocate(*args, **options)
+        sizes.append(made.numel() * made.element_size())
+        return made
+
+    allocate = torch.empty
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(_cuda, "module", lambda: SimpleNamespace(Mmd2=Idle))
+    monkeypatch.setattr(_cuda, "add_product", lambda *tensors: None)
+    n = m = 32768
+    x, y = (allocate(k, 256, dtype=dtype, device="meta").requires_grad_() for k in (n, m))
+    one = allocate(1, dtype=torch.float64, device="meta")
+    constants = ((0,), (0.0, 0.0), (0,), (0,), (), ESTIMATORS[estimator], 0, 0)
+    with precision("high"), forced(mode="panels" if estimator == "biased" else "pairs"):
+        _cuda.run((x, y, None, None, one, one), constants, (True, True, *[False] * 4))
+    inputs = 2 * x.numel() * x.element_size()
+    assert sum(sizes) <= most * inputs, [size / inputs for size in sizes]
