@@ -17,6 +17,8 @@ class Kernel {
     T near_offset;
   };
 
+  FASTMMD_INLINE const Segment<T>* data() const { return segments_; }
+
   // Empty again. The constructor does it too, but shared memory of the GPU has none.
   FASTMMD_INLINE void clear() { num_segments_ = 0; }
 

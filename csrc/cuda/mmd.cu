@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(row_threads)
       for (int64_t k = lane; k < f.d; k += 32) along += double(to[k]) * double(value_of(z[k]));
       pull = T(-warp_sum(along));
     }
+#pragma unroll 4
     for (int64_t k = lane; k < f.d; k += 32)
       to[k] = T(double(to[k] + pull * value_of(z[k])) * scale);
   }

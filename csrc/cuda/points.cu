@@ -167,6 +167,7 @@ __global__ void __launch_bounds__(pack_threads)
     E* z = static_cast<E*>(f.z) + row * f.depth;
     T norm = 0;
     double length = 0;
+#pragma unroll 4
     for (int64_t k = lane; k < f.depth; k += 32) {
       E rounded{};
       if (exists && k < f.d) {
@@ -176,7 +177,8 @@ __global__ void __launch_bounds__(pack_threads)
         const T z_k = f.centred ? T(x) - T(f.mean[k]) : T(x);
         rounded = S::round(T(double(z_k) * scale));
         spread += away * away;
-        length += double(value_of(rounded)) * double(value_of(rounded));
+        if (f.geometry == Geometry::cosine)
+          length += double(value_of(rounded)) * double(value_of(rounded));
       }
       z[k] = rounded;
       norm += value_of(rounded) * value_of(rounded);
@@ -249,56 +251,76 @@ __global__ void __launch_bounds__(resolve_threads)
   }
   for (int64_t c = threadIdx.x; c < int64_t(sum_rows) * points.row_of_sums(); c += resolve_threads)
     points.sums[c] = 0;
-  if (threadIdx.x) return;
-
-  resolved.by =
-      divisors(points.estimator, points.rows.n, points.rows.m, size, points.pairs, pairs, share);
-  resolved.all_equal = true;
-  for (int domain = 0; domain < 2; ++domain) {
-    resolved.sum[domain] = sums[domain];
-    resolved.squares[domain] = squares[domain];
-    resolved.pairs[domain] = pairs[domain];
-  }
-  resolved.segments.clear();
-  double steepest = 0;
-  for (int l = 0; l < points.num_factors; ++l) {
+  // Terms side by side, then segments by one thread: in shared memory, as every step waits for the
+  // one before.
+  __shared__ Term terms[max_terms];
+  __shared__ double unit_scales[max_terms], slopes[max_terms];
+  __shared__ double built_room[(sizeof(Kernel<T>) + sizeof(double) - 1) / sizeof(double)];
+  Kernel<T>& built = *reinterpret_cast<Kernel<T>*>(built_room);
+  if (threadIdx.x < list.count) {
+    const int t = threadIdx.x, l = list.factor[t];
     const Factor<T>& f = points.factors[l];
-    resolved.all_equal = resolved.all_equal && resolved.equal[l];
     // u of the rows as given is 4^exponent times u of the scaled rows.
     const int exponent = f.geometry == Geometry::cosine ? 0 : resolved.exponent[l];
     const double one = ldexp(1.0, -2 * exponent);
-    double slopes = 0;  // of all terms at once
-    for (int t = f.first_term; t < f.first_term + f.num_terms; ++t) {
-      double unit = one;
-      switch (Unit(list.unit[t])) {
-        case Unit::fixed: break;
-        case Unit::mean:  // (2 N sum |z|^2 - 2 |sum z|^2) / (N (N - 1)) about the mean itself
-          unit = 2 * spreads[l] / (double(points.rows.n + points.rows.m) - 1);
-          break;
-        case Unit::median: unit = f.median[0]; break;
-        case Unit::x_median: unit = f.median[1]; break;
-        case Unit::width: unit = double(f.d) * one; break;
-      }
-      resolved.terms[t] = {Family(list.family[t]), Unit(list.unit[t]), l,        given[t],
-                           coefficients[t],        list.p[t],          list.q[t]};
-      resolved.scales[t] = unit == 0 ? 0 : given[t] / unit;
-      scales[t] =
-          Unit(list.unit[t]) == Unit::fixed ? given[t] : ldexp(resolved.scales[t], -2 * exponent);
-      double slope = 0;
-      dispatch(Family(list.family[t]), [&](auto family) {
-        slope = decltype(family)::slope_factor(resolved.scales[t], list.p[t]);
-      });
-      slopes += fabs(coefficients[t] * slope);
+    double unit = one;
+    switch (Unit(list.unit[t])) {
+      case Unit::fixed: break;
+      case Unit::mean:  // (2 N sum |z|^2 - 2 |sum z|^2) / (N (N - 1)) about the mean itself
+        unit = 2 * spreads[l] / (double(points.rows.n + points.rows.m) - 1);
+        break;
+      case Unit::median: unit = f.median[0]; break;
+      case Unit::x_median: unit = f.median[1]; break;
+      case Unit::width: unit = double(f.d) * one; break;
     }
-    steepest = fmax(steepest, slopes);
-    resolved.kernel[l] = resolved.segments.add(resolved.terms, f.first_term,
-                                               f.first_term + f.num_terms, resolved.scales);
+    terms[t] = {Family(list.family[t]), Unit(list.unit[t]), l,        given[t],
+                coefficients[t],        list.p[t],          list.q[t]};
+    const double scale = unit == 0 ? 0 : given[t] / unit;
+    unit_scales[t] = scale;
+    scales[t] = Unit(list.unit[t]) == Unit::fixed ? given[t] : ldexp(scale, -2 * exponent);
+    double slope = 0;
+    dispatch(Family(list.family[t]),
+             [&](auto family) { slope = decltype(family)::slope_factor(scale, list.p[t]); });
+    slopes[t] = fabs(coefficients[t] * slope);
+    resolved.terms[t] = terms[t];
+    resolved.scales[t] = scale;
   }
-  // Of the order of n m, over the steepest slope.
-  const double size_of_weights = 4 * steepest / (double(points.rows.n) * double(points.rows.m));
-  const bool usual = size_of_weights > 1e-300 && size_of_weights < 1e300;
-  const int gain = usual ? -ilogb(size_of_weights) : 0;
-  resolved.gain = T(ldexp(1.0, gain > 100 ? 100 : gain < -100 ? -100 : gain));
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    resolved.by =
+        divisors(points.estimator, points.rows.n, points.rows.m, size, points.pairs, pairs, share);
+    for (int domain = 0; domain < 2; ++domain) {
+      resolved.sum[domain] = sums[domain];
+      resolved.squares[domain] = squares[domain];
+      resolved.pairs[domain] = pairs[domain];
+    }
+    built.clear();
+    double steepest = 0;
+    bool all_equal = true;
+    for (int l = 0; l < points.num_factors; ++l) {
+      const Factor<T>& f = points.factors[l];
+      const int last = f.first_term + f.num_terms;
+      all_equal = all_equal && resolved.equal[l];
+      double sum = 0;  // of all terms at once
+      for (int t = f.first_term; t < last; ++t) sum += slopes[t];
+      steepest = fmax(steepest, sum);
+      typename Kernel<T>::Range range = built.add(terms, f.first_term, last, unit_scales);
+      range.segments = resolved.segments.data() + (range.segments - built.data());
+      resolved.kernel[l] = range;
+    }
+    resolved.all_equal = all_equal;
+    // Of the order of n m, over the steepest slope.
+    const double size_of_weights = 4 * steepest / (double(points.rows.n) * double(points.rows.m));
+    const bool usual = size_of_weights > 1e-300 && size_of_weights < 1e300;
+    const int gain = usual ? -ilogb(size_of_weights) : 0;
+    resolved.gain = T(ldexp(1.0, gain > 100 ? 100 : gain < -100 ? -100 : gain));
+  }
+  __syncthreads();
+  static_assert(sizeof(Kernel<T>) % sizeof(uint32_t) == 0);
+  const uint32_t* const from = reinterpret_cast<const uint32_t*>(&built);
+  uint32_t* const to = reinterpret_cast<uint32_t*>(&resolved.segments);
+  for (int w = threadIdx.x; w < int(sizeof(Kernel<T>) / sizeof(uint32_t)); w += resolve_threads)
+    to[w] = from[w];
 }
 
 }  // namespace
