@@ -44,7 +44,7 @@ def module(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 
 class Emulator:
     device = torch.device("cpu")
-    most = 1
+    most = 2
 
     def has(self, products: int) -> bool:
         return True
