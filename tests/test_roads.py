@@ -273,19 +273,25 @@ def test_bandwidths_are_made_of_the_points_as_they_are() -> None:
 
 
 def test_fused() -> None:
-    narrow = {"widths": (256,), "setting": "high"}
+    narrow = {"widths": (256,), "setting": "high", "device": AMPERE}
     assert choose(**narrow) == ("fused", MMA, TF32, 0)  # type: ignore[arg-type]
     one = (False, True, False, False, False, False)
     assert choose(needs=one, **narrow).mode == "fused"  # type: ignore[arg-type]
     assert choose(estimator=CROSS, **narrow).mode == "fused"  # type: ignore[arg-type]
-    assert choose(device=TURING, **narrow).mode == "panels"  # type: ignore[arg-type]
-    assert choose(widths=(257,), setting="high").mode == "panels"
+    assert choose(widths=(256,), setting="high", device=TURING).mode == "panels"
+    assert choose(widths=(257,), setting="high", device=AMPERE).mode == "panels"
     assert choose(families=(COSINE,), **narrow).mode == "panels"  # type: ignore[arg-type]
     for i in range(2, 6):  # gradients to weights or terms
         needs = tuple(k in (0, i) for k in range(6))
         assert choose(needs=needs, **narrow).mode == "panels"  # type: ignore[arg-type]
     refused = choose(modes=("panels", "values"), **narrow)  # type: ignore[arg-type]
-    assert refused[:3] == ("panels", WGMMA, TF32)
+    assert refused[:3] == ("panels", MMA, TF32)
+
+
+def test_fused_beside_wgmma() -> None:
+    assert choose(widths=(64,), setting="high") == ("fused", MMA, TF32, 0)
+    assert choose(widths=(65,), setting="high")[:3] == ("panels", WGMMA, TF32)
+    assert choose(widths=(256,), setting="highest") == ("fused", MMA, TF32X3, 0)
 
 
 @pytest.mark.parametrize("widths", [(64,), (512,)])

@@ -4,7 +4,8 @@ A road is a mode and what makes the inner products of its tiles. The modes:
 
 - ``"small"``: up to 1024 points, two launches for everything, with float32 accuracy always: there
   the launches cost more than the arithmetic;
-- ``"fused"``: rows of up to 256 features, the gradient made from tiles that are still in registers;
+- ``"fused"``: rows of up to 256 features, 64 where there is wgmma, the gradient made from tiles
+  that are still in registers;
 - ``"panels"``: gradient weights of a rectangle of pairs, sized to the L2 cache, and matrix products
   of them with the points;
 - ``"values"``: no gradient to the points;
@@ -49,6 +50,9 @@ BLOCK_ROWS = 128  # of a panel: a multiple of it
 DEPTH_UNIT = 32  # packed rows are padded to multiples of it
 SMALL_ROWS = 1024
 FUSED_WIDTH = 256
+# It is made by mma.sync, at less than two thirds of the rate of wgmma, and makes every inner
+# product twice: beside panels by wgmma only narrow rows are worth it.
+FUSED_WIDTH_WGMMA = 64
 OLDEST = (7, 5)
 
 _BYTES = {FLOAT32: 4, FLOAT64: 8, FLOAT16: 2, BFLOAT16: 2, TF32: 4, TF32X3: 4}
@@ -229,7 +233,7 @@ def road(
         and products == MMA
         and of_points
         and not any(needs[2:])
-        and widths[0] <= FUSED_WIDTH
+        and widths[0] <= (FUSED_WIDTH_WGMMA if code == "90a" and operand != TF32X3 else FUSED_WIDTH)
         and GEOMETRY[families[0]] != COSINE_SIMILARITY
     ):
         return Road(FUSED, MMA, operand, 0)
