@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import fastmmd as fm
 from benchmarks import plain
@@ -85,6 +86,7 @@ def contests(threads: int, quick: bool) -> list[Contest]:
         *_drop_ins(threads, *batch),
         *(_products(threads, n) for n in gathered),
         *_estimators(threads, long),
+        _projected(threads, 64, 2048, 256),
         _lines(threads, (4096,) if quick else (100_000, 200_000)),
         *feature_contests(threads, quick),
     ]
@@ -344,3 +346,39 @@ def _lines(threads: int, sizes: tuple[int, ...]) -> Contest:
         for n in sizes
     )
     return Contest("sliced_mmd2", threads, contestants)
+
+
+# --- a layer and the loss on it ------------------------------------------------------------------
+
+
+def _projected(threads: int, n: int, d: int, p: int) -> Contest:
+    """A bottleneck of DAN on features of a ResNet-50, at a batch of two GPUs' worth."""
+    kernel = fm.Gaussian("mean")
+    # Without a bias, whose gradient is 0: the MMD feels no shift.
+    layer = torch.nn.Linear(d, p, bias=False)
+
+    def images(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.linear(x, weight), functional.linear(y, weight)
+
+    def composed(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return fm.mmd2(*images(x, y, weight), kernel)
+
+    def written_out(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return plain.deepda(*images(x, y, weight))
+
+    def exact(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return reference.mmd2(*images(x, y, weight), kernel)
+
+    def lane(loss: Loss) -> Lane:
+        x, y = (t.detach() for t in Cell(n, d, threads).samples())
+        return differentiated(loss, exact, x, y, layer.weight)
+
+    lanes: list[tuple[str, Loss]] = [
+        ("fastmmd", partial(fm.projected_mmd2, kernel=kernel)),
+        ("linear + mmd2", composed),
+        ("linear + plain PyTorch", written_out),
+    ]
+    contestants = tuple(
+        Contestant(peer, n, f"{d} to {p}", partial(lane, loss)) for peer, loss in lanes
+    )
+    return Contest("projected_mmd2", threads, contestants)

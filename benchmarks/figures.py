@@ -43,6 +43,8 @@ FAMILY_FASTER = {
     ("compat.tllib, five kernels", "one Gram matrix"): 6,
     ("compat.pytorch_adapt, quadratic, five scales", "one Gram matrix"): 6,
     ("compat.pytorch_adapt, as by default", "one Gram matrix"): 6,
+    ("projected_mmd2", "linear + mmd2"): 1.1,
+    ("projected_mmd2", "linear + plain PyTorch"): 1.8,
     ("sliced_mmd2", "torch.sort"): 3,
 }
 TEST_MEMORY = 100  # MiB
