@@ -87,7 +87,8 @@ def test_roads_agree(device: torch.device, d: int, setting: str) -> None:
     exact = with_gradients(*(t.detach().double().requires_grad_() for t in (x, y)), kernel(d))
     roads: list[dict[str, Any]] = [{"mode": "panels", "panel_rows": 512}]
     if tensor_cores(device):
-        roads += [{"mode": "fused"}, {"mode": "panels", "products": _roads.MMA}]
+        mma = {"products": _roads.MMA}
+        roads += [{"mode": "fused", **mma}, {"mode": "panels", **mma}]
     eps = {"highest": 2.0**-23, "high": 2.0**-11, "medium": 2.0**-8}[setting]
     for road in roads:
         with precision(setting), forced(**road):
