@@ -62,9 +62,11 @@ void with_shape(const Mmd2Args& args, Operand operand, const Use& use) {
 }
 
 // The number of splits of the columns, for which all multiprocessors are busy for the shortest
-// time. Each costs its block about as much as `overhead` tiles.
+// time. Each costs its block about as much as `overhead` tiles, and memory: where there are row
+// blocks enough for all, the samples are large, and partial gradients of theirs too.
 int64_t choose_splits(int64_t row_blocks, int64_t tiles, int64_t slots) {
-  constexpr int64_t most = 32, overhead = 3;
+  constexpr int64_t overhead = 3;
+  const int64_t most = std::clamp<int64_t>(2 * slots / row_blocks, 1, 32);
   int64_t best = 1, shortest = 0;
   for (int64_t splits = 1; splits <= std::min(most, tiles); ++splits) {
     const int64_t rounds = (row_blocks * splits + slots - 1) / slots;
