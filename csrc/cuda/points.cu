@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(pack_threads)
     E* z = static_cast<E*>(f.z) + row * f.depth;
     T norm = 0;
     double length = 0;
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t k = lane; k < f.depth; k += 32) {
       E rounded{};
       if (exists && k < f.d) {
