@@ -40,6 +40,7 @@ void scales_of_data();
 void concurrent_calls();
 void interruptions();
 void workspaces();
+void lines();
 void random_features();
 void numbers_that_are_none_among_features();
 void interrupted_features();

@@ -26,6 +26,7 @@ const Group groups[] = {
     {"concurrent_calls", concurrent_calls},
     {"interruptions", interruptions, false},
     {"workspaces", workspaces},
+    {"lines", lines, false},
     {"random_features", random_features},
     {"numbers_that_are_none_among_features", numbers_that_are_none_among_features},
     {"interrupted_features", interrupted_features, false},
