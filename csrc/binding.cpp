@@ -1,5 +1,5 @@
 // The Python face of the native core: addresses, sizes and strides in, nothing out. Python
-// allocates, checks and shapes; binding*.cpp are the only files that know it.
+// allocates, checks and shapes; this file is the only one that knows it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,13 +8,37 @@
 #include <utility>
 #include <vector>
 
-#include "binding.h"
+#include "arguments.h"
+#include "lines.h"
+#include "random_features.h"
 
 namespace py = pybind11;
 using namespace fastmmd;
 using namespace py::literals;
 
 namespace {
+
+// Lets Ctrl-C stop a long call: Python's handlers run here, with the error left set.
+bool interrupted(void*) {
+  const pybind11::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Runs a pass without the GIL; what Ctrl-C left is raised.
+template <class Args, class Run>
+void release_and(Args& args, const Run& run) {
+  args.interrupted = interrupted;
+  bool stopped = false;
+  {
+    const pybind11::gil_scoped_release release;
+    try {
+      run();
+    } catch (const Interrupted&) {
+      stopped = true;
+    }
+  }
+  if (stopped) throw pybind11::error_already_set();
+}
 
 void mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, const Strides& x_strides,
           const Strides& y_strides, int64_t batch, int dtype, uintptr_t x_weights,
@@ -113,6 +137,155 @@ py::dict build_info() {
   info["openmp"] = "no";
 #endif
   return info;
+}
+
+LinesArgs sizes(int64_t lines, int64_t n, int64_t m, bool wide, int threads) {
+  require(lines >= 1 && n >= 1 && m >= 1, "lines, n and m must be positive");
+  require(n + m < (int64_t(1) << 32), "n + m must be below 2^32");
+  require(threads >= 1, "threads must be positive");
+  LinesArgs args{};
+  args.wide = wide;
+  args.lines = lines;
+  args.n = n;
+  args.m = m;
+  args.threads = threads;
+  return args;
+}
+
+void lines(uintptr_t s, uintptr_t t, int64_t count, int64_t n, int64_t m, bool wide,
+           uintptr_t s_weights, uintptr_t t_weights, double q_x, double q_y, uintptr_t value,
+           uintptr_t within, uintptr_t v_s, uintptr_t v_t, uintptr_t v_s_weights,
+           uintptr_t v_t_weights, uintptr_t workspace, int threads) {
+  LinesArgs args = sizes(count, n, m, wide, threads);
+  args.s = pointer<void>(s);
+  args.t = pointer<void>(t);
+  args.s_weights = pointer<double>(s_weights);
+  args.t_weights = pointer<double>(t_weights);
+  args.q[0] = q_x;
+  args.q[1] = q_y;
+  args.value = pointer<double>(value);
+  args.within = pointer<double>(within);
+  args.v_s = pointer<void>(v_s);
+  args.v_t = pointer<void>(v_t);
+  args.v_s_weights = pointer<double>(v_s_weights);
+  args.v_t_weights = pointer<double>(v_t_weights);
+  args.workspace = pointer<void>(workspace);
+  release_and(args, [&] { cpu::lines(args); });
+}
+
+void bind_lines(py::module_& m) {
+  m.def(
+      "lines_workspace",
+      [](int64_t lines, int64_t n, int64_t m, bool wide, int threads) {
+        return cpu::workspace(sizes(lines, n, m, wide, threads));
+      },
+      "Bytes of scratch that lines() works in.", "lines"_a, "n"_a, "m"_a, "wide"_a, "threads"_a);
+  m.def("lines", &lines,
+        "MMD of the negative distance on each of many lines; see csrc/lines.h. Addresses of\n"
+        "contiguous arrays, 0 for what is not there or not wanted.",
+        "s"_a, "t"_a, "lines"_a, "n"_a, "m"_a, "wide"_a, "s_weights"_a, "t_weights"_a, "q_x"_a,
+        "q_y"_a, "value"_a, "within"_a, "v_s"_a, "v_t"_a, "v_s_weights"_a, "v_t_weights"_a,
+        "workspace"_a, "threads"_a);
+}
+
+// Signs, their width and radii; a width of 0 says that the frequencies are given.
+struct Frequencies {
+  uintptr_t data = 0;
+  int64_t count = 0;
+  const Strides& strides;
+  uintptr_t signs = 0;
+  int64_t width = 0;
+  uintptr_t radii = 0;
+};
+
+FeatureArgs feature_args(const Sample& x, int64_t d, int dtype, const Frequencies& w,
+                         uintptr_t rates, int num_rates, uintptr_t workspace, int threads) {
+  require(dtype >= 0 && dtype <= 3, "dtype must be 0, 1, 2 or 3");
+  require(x.rows >= 1 && d >= 1 && w.count >= 1, "n, d and the frequencies must be positive");
+  require(num_rates >= 1 && num_rates <= max_rates, "there must be 1 to 128 rates");
+  require(threads >= 1, "threads must be positive");
+  require(w.width == 0 || (w.width >= 32 && (w.width & (w.width - 1)) == 0 && w.width >= d),
+          "width must be a power of two, not less than 32 and d");
+  return {Dtype(dtype),
+          x,
+          d,
+          sample(w.data, w.count, w.strides),
+          {pointer<int8_t>(w.signs), w.width, pointer<double>(w.radii)},
+          pointer<double>(rates),
+          num_rates,
+          pointer<void>(workspace),
+          threads,
+          nullptr,
+          nullptr};
+}
+
+void feature_sums(uintptr_t x, int64_t n, int64_t d, const Strides& x_strides, int dtype,
+                  uintptr_t weights, uintptr_t frequencies, int64_t count,
+                  const Strides& frequency_strides, uintptr_t signs, int64_t width, uintptr_t radii,
+                  uintptr_t rates, int num_rates, bool moments, uintptr_t center, uintptr_t shifts,
+                  uintptr_t sums, uintptr_t workspace, int threads) {
+  FeatureSumsArgs args = {feature_args(sample(x, n, x_strides, weights), d, dtype,
+                                       {frequencies, count, frequency_strides, signs, width, radii},
+                                       rates, num_rates, workspace, threads),
+                          pointer<double>(center), pointer<double>(shifts), pointer<double>(sums),
+                          moments};
+  release_and(args, [&] { cpu::feature_sums(args); });
+}
+
+size_t feature_sums_workspace(int64_t n, int64_t d, int dtype, int64_t count, int64_t width,
+                              int num_rates, bool moments, int threads) {
+  const Strides strides(2);
+  return cpu::workspace(
+      FeatureSumsArgs{feature_args(sample(0, n, strides), d, dtype,
+                                   {0, count, strides, 0, width, 0}, 0, num_rates, 0, threads),
+                      nullptr, nullptr, nullptr, moments});
+}
+
+void feature_gradients(uintptr_t x, int64_t n, int64_t d, const Strides& x_strides, int dtype,
+                       uintptr_t weights, uintptr_t frequencies, int64_t count,
+                       const Strides& frequency_strides, uintptr_t signs, int64_t width,
+                       uintptr_t radii, uintptr_t rates, int num_rates, uintptr_t center,
+                       uintptr_t p, uintptr_t q, uintptr_t v_x, uintptr_t v_frequencies,
+                       uintptr_t v_weights, uintptr_t workspace, int threads) {
+  require(width == 0 || !v_frequencies, "only frequencies that are given have a gradient");
+  require(v_x || !v_weights, "v_weights is made with v_x");
+  FeatureGradientsArgs args = {
+      feature_args(sample(x, n, x_strides, weights), d, dtype,
+                   {frequencies, count, frequency_strides, signs, width, radii}, rates, num_rates,
+                   workspace, threads),
+      pointer<double>(center),
+      pointer<double>(p),
+      pointer<double>(q),
+      pointer<void>(v_x),
+      pointer<void>(v_frequencies),
+      pointer<double>(v_weights)};
+  release_and(args, [&] { cpu::feature_gradients(args); });
+}
+
+size_t feature_gradients_workspace(int64_t n, int64_t d, int dtype, int64_t count, int64_t width,
+                                   int num_rates, bool for_x, bool for_frequencies, int threads) {
+  const Strides strides(2);
+  double any[1];
+  return cpu::workspace(
+      FeatureGradientsArgs{feature_args(sample(0, n, strides), d, dtype,
+                                        {0, count, strides, 0, width, 0}, 0, num_rates, 0, threads),
+                           nullptr, nullptr, nullptr, for_x ? any : nullptr,
+                           for_frequencies ? any : nullptr, for_x ? any : nullptr});
+}
+
+void bind_features(py::module_& m) {
+  m.def("feature_sums", &feature_sums, "x"_a, "n"_a, "d"_a, "x_strides"_a, "dtype"_a, "weights"_a,
+        "frequencies"_a, "count"_a, "frequency_strides"_a, "signs"_a, "width"_a, "radii"_a,
+        "rates"_a, "num_rates"_a, "moments"_a, "center"_a, "shifts"_a, "sums"_a, "workspace"_a,
+        "threads"_a);
+  m.def("feature_sums_workspace", &feature_sums_workspace, "n"_a, "d"_a, "dtype"_a, "count"_a,
+        "width"_a, "num_rates"_a, "moments"_a, "threads"_a);
+  m.def("feature_gradients", &feature_gradients, "x"_a, "n"_a, "d"_a, "x_strides"_a, "dtype"_a,
+        "weights"_a, "frequencies"_a, "count"_a, "frequency_strides"_a, "signs"_a, "width"_a,
+        "radii"_a, "rates"_a, "num_rates"_a, "center"_a, "p"_a, "q"_a, "v_x"_a, "v_frequencies"_a,
+        "v_weights"_a, "workspace"_a, "threads"_a);
+  m.def("feature_gradients_workspace", &feature_gradients_workspace, "n"_a, "d"_a, "dtype"_a,
+        "count"_a, "width"_a, "num_rates"_a, "for_x"_a, "for_frequencies"_a, "threads"_a);
 }
 
 }  // namespace
