@@ -272,7 +272,7 @@ def test_sizes(backend: Backend, n: int, m: int, d: int, dtype: torch.dtype) -> 
     # Of one pair of points gradients may cancel.
     alone = n == 1 or m == 1
     for kernel in ("gaussian", "linear"):
-        with forced(mode="panels", products=SIMT, operand=_cuda._plain_operand(dtype)):
+        with forced(mode="panels", products=SIMT, operand=_cuda.plain_operand(dtype)):
             check(backend, cases(n, m, d, kernel, dtype=dtype), degenerate=alone)
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from fastmmd.checks import RESOLVE
 from fastmmd.ops import _roads
-from fastmmd.ops._core import DTYPES, doubles, result_dtype
+from fastmmd.ops._core import DTYPES
 from fastmmd.ops._roads import Device, Road
-from fastmmd.terms import GAUSSIAN
 
 _STORED = {
     _roads.FLOAT32: torch.float32,
@@ -77,51 +76,28 @@ def stream_of(x: Tensor) -> tuple[int, int]:
 choose = functools.lru_cache(maxsize=4096)(_roads.road)
 
 
-def run(
+def mmd2(
     inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor],
     constants: tuple[Any, ...],
-    needs: Sequence[bool],
+    outputs: tuple[Tensor | None, ...],
     resolved: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """The value, and the six gradients or None where not needed; ``resolved`` is filled."""
+) -> None:
+    """Fills the value and those of the six gradients that are not None; ``resolved`` too."""
     x, y, x_weights, y_weights, scales, coefficients = inputs
-    _check_devices(x, scales, coefficients)
+    check_devices(x, scales, coefficients)
     families, shapes, units, factors, widths, estimator, size, constant_factors = constants
     shape, other = x.shape, y.shape
     batch: Sequence[int] = ()
     count = 1
     if len(shape) == 3:
         batch, count = shape[:1], shape[0]
-    result, terms, device = result_dtype(x), len(families), x.device
-    widths = tuple(widths) or (shape[-1],)
-
-    v_x = v_y = v_x_weights = v_y_weights = v_scales = v_coefficients = None
-    value = torch.empty(batch, dtype=result, device=device)
-    if needs[0]:
-        v_x = torch.empty(shape, dtype=result, device=device)
-    if needs[1]:
-        v_y = torch.empty(other, dtype=result, device=device)
-    if x_weights is not None:
-        x_weights = doubles(x_weights)
-        if needs[2]:
-            v_x_weights = torch.empty_like(x_weights)
-    if y_weights is not None:
-        y_weights = doubles(y_weights)
-        if needs[3]:
-            v_y_weights = torch.empty_like(y_weights)
-    if needs[4] or needs[5]:  # the native side makes both or neither
-        v_scales = torch.empty((*batch, terms), dtype=torch.float64, device=device)
-        v_coefficients = torch.empty_like(v_scales)
-    outputs = (value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients)
-    if count == 0:
-        return outputs
     if resolved is None:
-        resolved = torch.empty((*batch, terms), dtype=torch.float64, device=device)
+        resolved = torch.empty((*batch, len(families)), dtype=torch.float64, device=x.device)
 
     facts = (
         shape[-2],
         other[-2],
-        widths,
+        tuple(widths),
         x.dtype,
         _roads.precision(),
         device_of(stream_of(x)[1]),
@@ -131,7 +107,7 @@ def run(
         tuple(v is not None for v in outputs[1:]),
     )
     call = _Call(
-        (x, y, x_weights, y_weights, scales, coefficients),
+        inputs,
         (widths, factors, families, shapes, units, estimator, size, constant_factors),
         (*outputs, resolved),
     )
@@ -139,12 +115,11 @@ def run(
     road = choose(*facts, modes)
     while road.mode in _WHOLE:
         if call.whole(road, count):
-            return outputs
+            return
         modes = tuple(mode for mode in modes if mode != road.mode)
         road = choose(*facts, modes)
     for b in range(count):
         call.run(road, b)
-    return outputs
 
 
 _WHOLE = (_roads.SMALL, _roads.FUSED)
@@ -343,12 +318,8 @@ def _adds_wider_products(dtype: torch.dtype, device: torch.device) -> bool:
     return True
 
 
-def _plain_operand(dtype: torch.dtype) -> int:
-    """Of the products of single threads, which lose nothing of the points."""
-    return _roads.FLOAT64 if dtype == torch.float64 else _roads.FLOAT32
-
-
-def _check_devices(x: Tensor, *others: Tensor) -> None:
+def check_devices(x: Tensor, *others: Tensor) -> None:
+    """Raises a ValueError where a tensor of the kernel is on another device than x."""
     for t in others:
         if t.device != x.device:
             raise ValueError(
@@ -357,128 +328,27 @@ def _check_devices(x: Tensor, *others: Tensor) -> None:
             )
 
 
-def resolve(
-    x: Tensor,
-    y: Tensor,
-    scales: Tensor,
-    units: Sequence[int],
-    factors: Sequence[int],
-    widths: Sequence[int],
-) -> Tensor:
-    """The factors ``scale / unit``."""
-    scales = doubles(scales)
-    terms = len(units)
-    resolved = torch.empty((*x.shape[:-2], terms), dtype=torch.float64, device=x.device)
-    # Units do not depend on the families; Gaussians stand for all, as they go together.
-    families, shapes = (GAUSSIAN,) * terms, (0.0, 0.0) * terms
-    constants = (families, shapes, units, factors, widths, RESOLVE, 0, 0)
-    run((x, y, None, None, scales, scales), constants, (False,) * 6, resolved)
-    return resolved
+def kernel_sum(x: Tensor, y: Tensor, widths: Sequence[int], arguments: tuple[Any, ...]) -> None:
+    """``K(x, y) @ v``, and the factors ``scale / unit``, to where the arguments say."""
+    _run_plain(module().KernelSum, x, y, widths, arguments)
 
 
-def kernel_sum(
-    x: Tensor,
-    y: Tensor,
-    v: Tensor,
-    scales: Tensor,
-    coefficients: Tensor,
-    families: Sequence[int],
-    shapes: Sequence[float],
-    units: Sequence[int],
-    factors: Sequence[int],
-    widths: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """``K(x, y) @ v``, and the factors ``scale / unit``."""
-    _check_devices(x, v, scales, coefficients)
-    v, scales, coefficients = v.detach().contiguous(), doubles(scales), doubles(coefficients)
-    n, m, p = len(x), len(y), v.shape[1]
-    widths = widths or x.shape[-1:]
-    out = torch.empty((n, p), dtype=v.dtype, device=x.device)
-    resolved = torch.empty_like(scales)
-    operand = _plain_operand(x.dtype)
-    z = packed(n, m, widths, operand, x.device)
-    native = module().KernelSum(
-        x.data_ptr(),
-        y.data_ptr(),
-        n,
-        m,
-        x.stride(),
-        y.stride(),
-        DTYPES[x.dtype],
-        v.data_ptr(),
-        p,
-        widths,
-        factors,
-        families,
-        scales.data_ptr(),
-        coefficients.data_ptr(),
-        shapes,
-        units,
-        out.data_ptr(),
-        resolved.data_ptr(),
-        _roads.SIMT,
-        operand,
-        [of.data_ptr() for of in z],
-        *stream_of(x),
-    )
+def sign_forms(x: Tensor, y: Tensor, widths: Sequence[int], arguments: tuple[Any, ...]) -> None:
+    """The forms of sign vectors, and the totals, to where the arguments say."""
+    _run_plain(module().SignForms, x, y, widths, arguments)
+
+
+def _run_plain(
+    pass_of: Any, x: Tensor, y: Tensor, widths: Sequence[int], arguments: tuple[Any, ...]
+) -> None:
+    """A pass by the products of single threads."""
+    operand = plain_operand(x.dtype)
+    z = packed(len(x), len(y), widths, operand, x.device)
+    native = pass_of(*arguments, _roads.SIMT, operand, [of.data_ptr() for of in z], *stream_of(x))
     scratch = torch.empty(native.workspace(), dtype=torch.uint8, device=x.device)
     native.run(scratch.data_ptr())
-    return out, resolved
 
 
-def sign_forms(
-    x: Tensor,
-    y: Tensor,
-    scales: Tensor,
-    coefficients: Tensor,
-    families: Sequence[int],
-    shapes: Sequence[float],
-    units: Sequence[int],
-    factors: Sequence[int],
-    widths: Sequence[int],
-    scheme: int,
-    seed: int,
-    count: int,
-) -> tuple[Tensor, ...]:
-    """The forms of ``count + 1`` sign vectors, and the totals."""
-    _check_devices(x, scales, coefficients)
-    scales, coefficients = doubles(scales), doubles(coefficients)
-    n, m = len(x), len(y)
-    widths = widths or x.shape[-1:]
-    forms, linear, diagonal, totals, resolved = (
-        torch.empty(size, dtype=torch.float64, device=x.device)
-        for size in (count + 1, count + 1, count + 1, 2, len(families))
-    )
-    operand = _plain_operand(x.dtype)
-    z = packed(n, m, widths, operand, x.device)
-    native = module().SignForms(
-        x.data_ptr(),
-        y.data_ptr(),
-        n,
-        m,
-        x.stride(),
-        y.stride(),
-        DTYPES[x.dtype],
-        widths,
-        factors,
-        families,
-        scales.data_ptr(),
-        coefficients.data_ptr(),
-        shapes,
-        units,
-        scheme,
-        seed % (1 << 64),
-        count,
-        forms.data_ptr(),
-        linear.data_ptr(),
-        diagonal.data_ptr(),
-        totals.data_ptr(),
-        resolved.data_ptr(),
-        _roads.SIMT,
-        operand,
-        [of.data_ptr() for of in z],
-        *stream_of(x),
-    )
-    scratch = torch.empty(native.workspace(), dtype=torch.uint8, device=x.device)
-    native.run(scratch.data_ptr())
-    return forms, linear, diagonal, totals
+def plain_operand(dtype: torch.dtype) -> int:
+    """Of the products of single threads, which lose nothing of the points."""
+    return _roads.FLOAT64 if dtype == torch.float64 else _roads.FLOAT32

@@ -16,7 +16,6 @@ from torch import Tensor
 from fastmmd.checks import BIASED, is_direct
 from fastmmd.ops import _cuda
 from fastmmd.ops._core import (
-    CPU,
     DTYPES,
     KERNEL_SCHEMA,
     address,
@@ -103,7 +102,7 @@ def mmd2(
     if direct:
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
             return _ShortRoad.apply(*inputs, constants)
-        return _run(inputs, constants, _NO_NEEDS)[0]
+        return run(inputs, constants, _NO_NEEDS)[0]
     refuse_forward_mode("mmd2")
     transformed = transforms_active()
     # Inside a transform of torch.func nobody can tell from here what requires a gradient.
@@ -121,18 +120,16 @@ def with_gradients(
     return outputs
 
 
-def _run(
+def run(
     inputs: _Inputs,
     constants: _Constants,
     needs: Sequence[bool],
     resolved: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """One call of the native side: the value, and the six gradients or None where not needed."""
+    """One pass, on whatever device: the value, and the six gradients or None where not needed."""
     x, y, x_weights, y_weights, scales, coefficients = inputs
-    if _cuda.serves(x):
-        return _cuda.run(inputs, constants, needs, resolved)
     families, shapes, units, factors, widths, estimator, size, constant_factors = constants
-    shape, other = x.shape, y.shape
+    shape, other, device = x.shape, y.shape, x.device
     n, d = shape[-2], shape[-1]
     batch: tuple[int, ...] = ()
     count = 1
@@ -142,15 +139,13 @@ def _run(
     m = other[-2]
     terms = len(families)
     widths = widths or (d,)
-    dtype = DTYPES[x.dtype]
     result = result_dtype(x)
-    threads = torch.get_num_threads()
     v_x = v_y = v_x_weights = v_y_weights = v_scales = v_coefficients = None
-    value = torch.empty(batch, dtype=result, device=CPU)
+    value = torch.empty(batch, dtype=result, device=device)
     if needs[0]:
-        v_x = torch.empty(shape, dtype=result, device=CPU)
+        v_x = torch.empty(shape, dtype=result, device=device)
     if needs[1]:
-        v_y = torch.empty(other, dtype=result, device=CPU)
+        v_y = torch.empty(other, dtype=result, device=device)
     if x_weights is not None:
         x_weights = doubles(x_weights)
         if needs[2]:
@@ -159,11 +154,17 @@ def _run(
         y_weights = doubles(y_weights)
         if needs[3]:
             v_y_weights = torch.empty_like(y_weights)
-    if needs[4] or needs[5]:  # the core makes both or neither
-        v_scales = torch.empty((*batch, terms), dtype=torch.float64, device=CPU)
+    if needs[4] or needs[5]:  # the native side makes both or neither
+        v_scales = torch.empty((*batch, terms), dtype=torch.float64, device=device)
         v_coefficients = torch.empty_like(v_scales)
+    outputs = (value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients)
     if count == 0:
-        return value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients
+        return outputs
+    if _cuda.serves(x):
+        inputs = (x, y, x_weights, y_weights, scales, coefficients)
+        _cuda.mmd2(inputs, (*constants[:4], widths, *constants[5:]), outputs, resolved)
+        return outputs
+    dtype, threads = DTYPES[x.dtype], torch.get_num_threads()
     # Behind the scratch space lie the factors that were used, should nobody ask for them.
     scratch, tail = buffer(
         native.mmd2_workspace(n, m, widths, count, dtype, estimator, size, threads, units),
@@ -202,7 +203,7 @@ def _run(
         base,
         threads,
     )
-    return value, v_x, v_y, v_x_weights, v_y_weights, v_scales, v_coefficients
+    return outputs
 
 
 def _scaled(grad: Tensor, v: Tensor, like: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ class _ShortRoad(torch.autograd.Function):
         constants: _Constants,
     ) -> Tensor:
         inputs = (x, y, x_weights, y_weights, scales, coefficients)
-        value, *gradients = _run(inputs, constants, ctx.needs_input_grad)
+        value, *gradients = run(inputs, constants, ctx.needs_input_grad)
         ctx.save_for_backward(*inputs, *gradients)
         ctx.constants = constants
         return value
@@ -277,7 +278,7 @@ def _mmd2(*args: Any) -> tuple[Tensor, ...]:
     scales, coefficients = doubles(scales), doubles(coefficients)
     resolved = torch.empty((*x.shape[:-2], len(scales)), dtype=torch.float64, device=x.device)
     inputs = (x, y, x_weights, y_weights, scales, coefficients)
-    value, *gradients = _run(inputs, tuple(constants), needs, resolved)
+    value, *gradients = run(inputs, tuple(constants), needs, resolved)
     outputs = [
         v if need and v is not None else _nothing(x)
         for v, need in zip(gradients, needs, strict=True)

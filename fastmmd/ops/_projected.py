@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmmd.checks import is_plain
 from fastmmd.ops._core import CPU, cut
-from fastmmd.ops._mmd2 import _run, mmd2
+from fastmmd.ops._mmd2 import mmd2, run
 from fastmmd.terms import Terms
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -90,7 +90,7 @@ class _ShortRoad(torch.autograd.Function):
         moving = [wanted or needs[0], wanted or needs[1]]
         before = [_linear(z, weight, bias) for z in (x, y)]
         after = before if activation is None else [ACTIVATIONS[activation](h) for h in before]
-        value, *gradients = _run(
+        value, *gradients = run(
             (*after, x_weights, y_weights, scales, coefficients),
             constants,
             (*moving, *needs[4:8]),

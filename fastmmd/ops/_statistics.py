@@ -11,7 +11,6 @@ from torch import Tensor
 from fastmmd.checks import RESOLVE, is_direct
 from fastmmd.ops import _cuda
 from fastmmd.ops._core import (
-    CPU,
     DTYPES,
     KERNEL_SCHEMA,
     MAX_TERMS,
@@ -24,6 +23,7 @@ from fastmmd.ops._core import (
     pick,
     register_vmap,
 )
+from fastmmd.ops._mmd2 import run
 from fastmmd.terms import GAUSSIAN, Terms
 
 # How the vectors of sign_forms are drawn.
@@ -163,45 +163,13 @@ def _resolve_op(
     factors: Sequence[int],
     widths: Sequence[int],
 ) -> Tensor:
-    if _cuda.serves(x):
-        return _cuda.resolve(x, y, scales, units, factors, widths)
-    *batch, n, d = x.shape
-    m, terms = y.shape[-2], len(units)
+    terms = len(units)
     scales = doubles(scales)
-    resolved = torch.empty((*batch, terms), dtype=torch.float64, device=CPU)
-    count = batch[0] if batch else 1
-    dtype, threads = DTYPES[x.dtype], torch.get_num_threads()
-    widths = widths or (d,)
-    # Units do not depend on the families; Gaussians stand for all, as they go together.
-    scratch, _ = buffer(
-        native.mmd2_workspace(n, m, widths, count, dtype, RESOLVE, 0, threads, units)
-    )
-    native.mmd2(
-        x.data_ptr(),
-        y.data_ptr(),
-        n,
-        m,
-        x.stride(),
-        y.stride(),
-        count,
-        dtype,
-        0,
-        0,
-        widths,
-        factors,
-        (GAUSSIAN,) * terms,
-        scales.data_ptr(),
-        scales.data_ptr(),  # in place of the coefficients, which are not looked at
-        (0.0, 0.0) * terms,
-        units,
-        RESOLVE,
-        0,
-        0,
-        *(0,) * 7,
-        resolved.data_ptr(),
-        scratch.data_ptr(),
-        threads,
-    )
+    resolved = torch.empty((*x.shape[:-2], terms), dtype=torch.float64, device=x.device)
+    # Units do not depend on the families; Gaussians stand for all, as they go together. The
+    # coefficients are not looked at.
+    constants = ((GAUSSIAN,) * terms, (0.0, 0.0) * terms, units, factors, widths, RESOLVE, 0, 0)
+    run((x, y, None, None, scales, scales), constants, (False,) * 6, resolved)
     return resolved
 
 
@@ -223,31 +191,15 @@ def _sign_forms_op(
     seed: int,
     count: int,
 ) -> tuple[Tensor, ...]:
-    if _cuda.serves(x):
-        return _cuda.sign_forms(
-            x,
-            y,
-            scales,
-            coefficients,
-            families,
-            shapes,
-            units,
-            factors,
-            widths,
-            scheme,
-            seed,
-            count,
-        )
     (n, d), m = x.shape, y.shape[0]
     scales, coefficients = doubles(scales), doubles(coefficients)
     dtype, threads = DTYPES[x.dtype], torch.get_num_threads()
     widths = widths or (d,)
     forms, linear, diagonal, totals, resolved = (
-        torch.empty(size, dtype=torch.float64, device=CPU)
+        torch.empty(size, dtype=torch.float64, device=x.device)
         for size in (count + 1, count + 1, count + 1, 2, len(families))
     )
-    scratch, _ = buffer(native.sign_forms_workspace(n, m, widths, count, dtype, threads))
-    native.sign_forms(
+    arguments = (
         x.data_ptr(),
         y.data_ptr(),
         n,
@@ -270,9 +222,13 @@ def _sign_forms_op(
         diagonal.data_ptr(),
         totals.data_ptr(),
         resolved.data_ptr(),
-        scratch.data_ptr(),
-        threads,
     )
+    if _cuda.serves(x):
+        _cuda.check_devices(x, scales, coefficients)
+        _cuda.sign_forms(x, y, widths, arguments)
+    else:
+        scratch, _ = buffer(native.sign_forms_workspace(n, m, widths, count, dtype, threads))
+        native.sign_forms(*arguments, scratch.data_ptr(), threads)
     return forms, linear, diagonal, totals
 
 

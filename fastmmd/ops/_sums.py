@@ -16,7 +16,6 @@ from torch import Tensor
 from fastmmd.checks import CROSS, is_direct
 from fastmmd.ops import _cuda
 from fastmmd.ops._core import (
-    CPU,
     DTYPES,
     KERNEL_SCHEMA,
     MAX_TERMS,
@@ -93,18 +92,13 @@ def _run(
     factors: Sequence[int],
     widths: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    if _cuda.serves(x):
-        return _cuda.kernel_sum(
-            x, y, v, scales, coefficients, families, shapes, units, factors, widths
-        )
     (n, d), (m, p) = x.shape, v.shape
     dtype, threads = DTYPES[x.dtype], torch.get_num_threads()
     widths = widths or (d,)
     v, scales, coefficients = v.detach().contiguous(), doubles(scales), doubles(coefficients)
-    out = torch.empty((n, p), dtype=v.dtype, device=CPU)
+    out = torch.empty((n, p), dtype=v.dtype, device=x.device)
     resolved = torch.empty_like(scales)
-    scratch, _ = buffer(native.kernel_sum_workspace(n, m, widths, p, dtype, threads))
-    native.kernel_sum(
+    arguments = (
         x.data_ptr(),
         y.data_ptr(),
         n,
@@ -123,9 +117,13 @@ def _run(
         units,
         out.data_ptr(),
         resolved.data_ptr(),
-        scratch.data_ptr(),
-        threads,
     )
+    if _cuda.serves(x):
+        _cuda.check_devices(x, v, scales, coefficients)
+        _cuda.kernel_sum(x, y, widths, arguments)
+    else:
+        scratch, _ = buffer(native.kernel_sum_workspace(n, m, widths, p, dtype, threads))
+        native.kernel_sum(*arguments, scratch.data_ptr(), threads)
     return out, resolved
 
 
