@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
+
+from fastmmd.train.shuffling import EpochShuffle, first_epoch, new_seed
 
 __all__ = ["DomainPair"]
 
@@ -27,8 +28,10 @@ class DomainPair(L.LightningDataModule):
         batch_size: Samples per domain and step.
         num_workers: Worker processes per loader.
         seed: Seed of the shuffling. Source and target have a random stream each, so the order of
-            one does not depend on the other. Default: torch's global one. With several processes
-            Lightning's ``DistributedSampler`` takes over, seeded by ``lightning.seed_everything``.
+            one does not depend on the other, and each epoch its own, so a resumed training sees
+            the batches of an uninterrupted one. Default: drawn from torch's global random numbers.
+            With several processes Lightning's ``DistributedSampler`` takes over, seeded by
+            ``lightning.seed_everything``.
 
     Raises:
         ValueError: ``batch_size`` is less than 1 or larger than one of the training sets, or there
@@ -63,7 +66,7 @@ class DomainPair(L.LightningDataModule):
         self.target_val = target_val
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = new_seed() if seed is None else seed
 
     def train_dataloader(self) -> CombinedLoader:
         """One batch of each domain per step."""
@@ -82,14 +85,25 @@ class DomainPair(L.LightningDataModule):
         ]
 
     def _train_loader(self, dataset: Dataset[Any], stream: int) -> DataLoader[Any]:
-        generator = None
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(2 * self.seed + stream)
+        sampler = EpochShuffle(
+            dataset,  # type: ignore[arg-type]
+            self.seed,
+            stream,
+            epoch=first_epoch(self.trainer),
+        )
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=True,
+            sampler=sampler,
             drop_last=True,
             num_workers=self.num_workers,
-            generator=generator,
+            generator=sampler.generator,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, for the checkpoint."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The seed of the training that is resumed."""
+        self.seed = state_dict["seed"]
