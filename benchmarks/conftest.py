@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.machine import describe
 from benchmarks.session import SESSION, Session
+from fastmmd.bench.machine import describe
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

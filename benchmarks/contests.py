@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import fastmmd as fm
-from benchmarks import plain
 from benchmarks.cells import Cell
 from benchmarks.peers import MULTIPLIERS, errors
 from fastmmd import reference
+from fastmmd.bench import plain
 from fastmmd.compat import deepda, pytorch_adapt, tllib
 from fastmmd.sliced import directions
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.interleave import stopwatch
+from fastmmd.bench.interleave import stopwatch
 
 Lane = Callable[[], object]
 MAX_SETS = 1024

@@ -27,9 +27,9 @@ from benchmarks.gpu_accuracy import accuracy
 from benchmarks.gpu_device import Device, Lane, precision
 from benchmarks.gpu_journal import LOST, Journal, context_is_lost
 from benchmarks.gpu_work import avoiding, stand_in, taken, work
-from benchmarks.interleave import Budget, interleave
 from benchmarks.peers import MULTIPLIERS, Objective, errors, run
 from fastmmd import reference
+from fastmmd.bench.interleave import Budget, interleave
 
 Record = dict[str, Any]
 GEMM = 8192  # side of the matrix products whose rate is held to be the device's
@@ -168,7 +168,7 @@ class Bench:
     # --- the rows --------------------------------------------------------------------------------
 
     def facts(self) -> list[Record]:
-        from benchmarks.machine import describe
+        from fastmmd.bench.machine import describe
 
         found = {"device": self.device.facts(), "machine": describe()}
         return [{"lane": "facts", **found, "cuda": str(torch.version.cuda)}]

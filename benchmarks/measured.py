@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.interleave import Rounds, replay
+from fastmmd.bench.interleave import Rounds, replay
 
 
 @dataclass

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import ROOT
 from benchmarks.cells import Cell
 from benchmarks.contests import Contest, contests
-from benchmarks.machine import ROOT
 from benchmarks.peers import PEERS, run
 
 # Blocks of this size and above are mapped one by one, and unmapped when freed.

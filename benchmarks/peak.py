@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from benchmarks.machine import ROOT
+from benchmarks import ROOT
 
 SOURCE = Path(__file__).with_name("fma_peak.cpp")
 FLAGS = {  # those of cmake/FastmmdCore.cmake that matter here

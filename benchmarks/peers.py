@@ -12,9 +12,9 @@ from torch import Tensor
 import fastmmd as fm
 from benchmarks.cells import Cell
 from fastmmd import reference
+from fastmmd.bench.plain import MULTIPLIERS
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-MULTIPLIERS = (0.25, 0.5, 1, 2, 4)
 
 
 def fused(bandwidth: float) -> Objective:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.cells import Cell
-from benchmarks.interleave import Budget
-from benchmarks.machine import Disturbance, native
 from benchmarks.peak import Peak
+from fastmmd.bench.interleave import Budget
+from fastmmd.bench.machine import Disturbance, native
 
 
 class Session:

@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import memory
 from benchmarks.contests import Contest, contests
-from benchmarks.interleave import Budget, interleave, replay
-from benchmarks.machine import Disturbance
 from benchmarks.measured import Measured
 from benchmarks.session import SESSION, Session, running
+from fastmmd.bench.interleave import Budget, interleave, replay
+from fastmmd.bench.machine import Disturbance
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

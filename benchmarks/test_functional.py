@@ -11,11 +11,11 @@ import torch
 
 from benchmarks import memory
 from benchmarks.cells import MODES, Cell, comparisons, doublings, near_the_limit
-from benchmarks.interleave import interleave, replay
-from benchmarks.machine import Disturbance, native
 from benchmarks.measured import Measured
 from benchmarks.peers import PEERS, errors, exact, run, taking_part
 from benchmarks.session import SESSION, Session, running
+from fastmmd.bench.interleave import interleave, replay
+from fastmmd.bench.machine import Disturbance, native
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.interleave import Budget, Rounds, interleave, replay
 from benchmarks.session import Session
+from fastmmd.bench.interleave import Budget, Rounds, interleave, replay
 
 MODULES = ("torch", "fastmmd")
 

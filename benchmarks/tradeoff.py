@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 import fastmmd as fm
-from benchmarks.machine import describe
 from benchmarks.memory import give_back, peak_of_call
 from benchmarks.picture import STYLE
+from fastmmd.bench.machine import describe
 
 WIDTH = 32
 SHIFT = 1.0  # between the means, in standard deviations

@@ -11,8 +11,9 @@ import torch
 
 from fastmmd import ops
 
-ROOT = Path(__file__).resolve().parents[1]
-native: Any = ops.native  # type: ignore[attr-defined]
+__all__ = ["Disturbance", "describe", "native", "second_level_cache"]
+
+native: Any = ops.native
 
 
 def describe() -> dict[str, Any]:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.peers import MULTIPLIERS
-
+MULTIPLIERS = (0.25, 0.5, 1, 2, 4)
 Matrix = Callable[[Tensor], Tensor]
 
 

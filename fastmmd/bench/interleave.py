@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+__all__ = ["Budget", "Lane", "Replay", "Rounds", "interleave", "replay", "stopwatch"]
+
 Lane = Callable[[], object]
 
 
@@ -114,6 +116,7 @@ class Replay:
         self._left: list[float] = []
 
     def __call__(self) -> float:
+        """What the clock shows."""
         return self._now
 
     def _play(self) -> None:
