@@ -12,6 +12,40 @@ require_extra("fastmmd.train", "train", "lightning", "torchmetrics")
 
 from fastmmd.train.aligner import Aligner  # noqa: E402
 from fastmmd.train.data import DomainPair  # noqa: E402
+from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
 from fastmmd.train.schedule import alignment_weight  # noqa: E402
+from fastmmd.train.shuffling import EpochSeed, EpochShuffle  # noqa: E402
+from fastmmd.train.validators import (  # noqa: E402
+    VALIDATORS,
+    Ranking,
+    Validator,
+    density_ratio,
+    diversity,
+    importance_weighted_risk,
+    information_maximization,
+    rank,
+    soft_neighborhood_density,
+    source_risk,
+    target_entropy,
+)
 
-__all__ = ["Aligner", "DomainPair", "alignment_weight"]
+__all__ = [
+    "VALIDATORS",
+    "Aligner",
+    "DomainPair",
+    "EpochSeed",
+    "EpochShuffle",
+    "Outputs",
+    "Ranking",
+    "Validator",
+    "alignment_weight",
+    "collect",
+    "density_ratio",
+    "diversity",
+    "importance_weighted_risk",
+    "information_maximization",
+    "rank",
+    "soft_neighborhood_density",
+    "source_risk",
+    "target_entropy",
+]
