@@ -118,7 +118,7 @@ def test_dann_schedule_rises_from_zero_to_the_maximum() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.5, "linear"), "schedule must be one of dann, constant; got 'linear'"),
+        ((0.5, "sine"), "schedule must be one of dann, constant, .*; got 'sine'"),
         ((1.5,), "progress"),
         ((math.nan,), "progress"),
         ((0.5, "dann", -1.0), "maximum"),
@@ -303,6 +303,11 @@ def test_resumed_training_ends_where_the_whole_one_does(tmp_path: Path) -> None:
     saved = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
     assert saved == {
         "num_classes": CLASSES,
+        "alignment": None,
+        "layers": [],
+        "source_weights": None,
+        "target_label_weight": 1.0,
+        "global_batch": False,
         "weight": 1.0,
         "schedule": "dann",
         "target_forward": "joint",
@@ -381,7 +386,7 @@ def test_fast_dev_run_and_predict() -> None:
     [
         ({"weight": -1.0}, "weight"),
         ({"weight": math.nan}, "weight"),
-        ({"schedule": "linear"}, "schedule must be one of dann, constant; got 'linear'"),
+        ({"schedule": "sine"}, "schedule must be one of dann, constant, .*; got 'sine'"),
         ({"target_forward": "both"}, "target_forward must be one of joint, separate, none"),
         ({"num_classes": 1}, "num_classes must be at least 2; got 1"),
     ],

@@ -10,7 +10,19 @@ from fastmmd._extras import require_extra
 
 require_extra("fastmmd.train", "train", "lightning", "torchmetrics")
 
+from fastmmd.train.adversarial import (  # noqa: E402
+    AdversarialAlignment,
+    ConditionalAdversarialAlignment,
+)
 from fastmmd.train.aligner import Aligner  # noqa: E402
+from fastmmd.train.alignments import (  # noqa: E402
+    Activations,
+    Alignment,
+    ClassConditionalAlignment,
+    JointAlignment,
+    LayerwiseAlignment,
+    LocalAlignment,
+)
 from fastmmd.train.data import DomainPair  # noqa: E402
 from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
 from fastmmd.train.schedule import alignment_weight  # noqa: E402
@@ -31,10 +43,18 @@ from fastmmd.train.validators import (  # noqa: E402
 
 __all__ = [
     "VALIDATORS",
+    "Activations",
+    "AdversarialAlignment",
     "Aligner",
+    "Alignment",
+    "ClassConditionalAlignment",
+    "ConditionalAdversarialAlignment",
     "DomainPair",
     "EpochSeed",
     "EpochShuffle",
+    "JointAlignment",
+    "LayerwiseAlignment",
+    "LocalAlignment",
     "Outputs",
     "Ranking",
     "Validator",

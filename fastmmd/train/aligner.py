@@ -1,9 +1,10 @@
-"""The LightningModule of domain alignment: task loss on the source + weight x MMD to the target."""
+"""The LightningModule of domain alignment: task loss on the source + weight x discrepancy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -12,7 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from fastmmd.losses import MMDLoss
+from fastmmd.train.alignments import Activations, as_alignment, total
+from fastmmd.train.batches import (
+    Inputs,
+    TrainingBatch,
+    inputs_of,
+    joined,
+    read_batch,
+    row_count,
+)
+from fastmmd.train.data import DomainPair
+from fastmmd.train.distributed import global_discrepancy, global_mean
+from fastmmd.train.gradients import with_value
 from fastmmd.train.schedule import Schedule, alignment_weight
 
 __all__ = ["Aligner", "TargetForward"]
@@ -33,47 +45,64 @@ class Aligner(L.LightningModule):
 
     The objective of a step is
 
-    .. math:: \text{CE}(c(f(x_s)), y_s) + w(p) \, \text{MMD}^2(f(x_s), f(x_t)),
+    .. math:: \text{CE}(c(f(x_s)), y_s) + w(p) \, D(f(x_s), f(x_t)),
 
-    with f = bottleneck of backbone, c the classifier and p the share of the optimiser steps that
-    are done. It is that of Deep Adaptation Networks (Long et al., ICML 2015) on one layer, with the
-    weight schedule w of :func:`~fastmmd.train.alignment_weight`.
+    with f = bottleneck of backbone, c the classifier, D the discrepancy, an MMD^2 by default, and p
+    the share of the optimiser steps that are done; w is :func:`~fastmmd.train.alignment_weight`.
+    The weight is that of the gradient which reaches the network; what the discrepancy itself
+    learns, such as a discriminator, it learns at the full rate.
 
     A training batch is ``{"source": (inputs, labels), "target": inputs}``, as
     :class:`~fastmmd.train.DomainPair` makes it; a target batch may also be a tuple, of which only
-    the first entry is read, so target labels cannot leak into training. Validation and test take
-    one loader of ``(inputs, labels)`` for the source and, if there are labels to measure with, a
-    second one for the target.
+    the first entry is read, so target labels cannot leak into training. Inputs are a tensor or a
+    mapping of tensors, such as transformers tokenisers make, which the backbone is called with.
+    Of several sources, ``"source"`` is a list of pairs: cross-entropy and discrepancy to the target
+    are weighted means over the sources. An entry ``"target_labelled": (inputs, labels)`` adds its
+    cross-entropy. Validation and test take one loader of ``(inputs, labels)`` for the source and,
+    if there are labels to measure with, a second one for the target.
 
-    Logged: ``train_loss``, ``train_task_loss``, ``train_alignment_loss``,
-    ``train_alignment_weight``, ``train_source_accuracy`` and, for ``val`` and ``test``,
-    ``val_source_loss``, ``val_source_accuracy`` and ``val_target_accuracy``. Choose checkpoints by
-    a source metric: ``val_target_accuracy`` is made with target labels.
-
-    With several processes each computes the MMD of its own batch, and the gradients are averaged.
+    Logged: ``train_loss``, by steps, and over each epoch ``train_task_loss``,
+    ``train_alignment_loss``, ``train_alignment_weight``, ``train_source_accuracy``, with labelled
+    targets ``train_target_labelled_loss``, and, for ``val`` and ``test``, ``val_source_loss``,
+    ``val_source_accuracy`` and ``val_target_accuracy``. Choose checkpoints by a source metric:
+    ``val_target_accuracy`` is made with target labels.
 
     Args:
-        backbone: Maps inputs [n, ...] to something that the bottleneck takes.
+        backbone: Maps inputs to something that the bottleneck takes.
         bottleneck: Maps that to the features [n, d] that are aligned.
         classifier: Maps features [n, d] to logits [n, num_classes].
         num_classes: Number of classes.
-        loss: Module called with source features [n, d] and target features [m, d] that returns a
-            scalar. Default ``MMDLoss()``, five Gaussians at the mean bandwidth.
-        weight: Maximum of the weight of that loss. 0 leaves the joint forward pass alone to adapt
-            the batch normalisation; the loss is then logged, but has no gradient.
-        schedule: ``"dann"`` (0 at the first step, rising) or ``"constant"``.
-        target_forward: ``"joint"`` (default): source and target pass through backbone and
-            bottleneck as one batch, so batch normalisation sees both domains at once; inputs of
-            both must have one shape. ``"separate"``: one pass per domain, each normalised by its
-            own batch statistics. ``"none"``: the target is not looked at, which is the source-only
-            baseline.
+        alignment: The discrepancy: a name, ``"ddc"`` (default), ``"dan"``, ``"jan"``, ``"dsan"``,
+            ``"can"``, ``"coral"``, ``"energy"``, ``"random_features"``, ``"dann"`` or ``"cdan"``;
+            an :class:`~fastmmd.train.Alignment`; or any module called as ``loss(x, y)`` with the
+            features [n, d] of the source and [m, d] of the target, of which the sum over the
+            aligned layers is taken.
+        loss: The same as ``alignment``, for a module.
+        layers: Names of further modules whose outputs are aligned, such as ``"backbone.4"``, beside
+            the features; outputs of more than two dimensions are flattened to [n, d].
+        source_weights: Weights of several sources, divided by their sum. Default: equal ones.
+        target_label_weight: Weight of the cross-entropy of labelled target samples.
+        weight: Maximum of the weight of the discrepancy. 0 leaves the joint forward pass alone to
+            adapt the batch normalisation; it is then logged, but has no gradient.
+        schedule: A name that :func:`~fastmmd.train.alignment_weight` knows, ``"dann"`` by default
+            (0 at the first step, rising), or a function of p.
+        target_forward: ``"joint"`` (default): all domains pass through the network as one batch, so
+            batch normalisation sees them at once; their inputs must have one shape. ``"separate"``:
+            one pass per domain, each normalised by its own batch statistics. ``"none"``: the
+            unlabelled target is not looked at, which is the source-only baseline.
+        global_batch: Whether the losses are those of the batch of all processes together, exactly,
+            see :mod:`fastmmd.train.distributed`. Otherwise each process has its own, and the
+            gradients are averaged.
         optimizer: Called with the parameters. Default AdamW at a learning rate of 1e-3.
         scheduler: Called as ``scheduler(optimizer, total_steps)`` and stepped after each optimiser
             step; ``torch.optim.lr_scheduler.CosineAnnealingLR`` fits as it is. Default: none.
 
     Raises:
-        ValueError: ``weight`` is negative, infinite or NaN, ``num_classes`` is less than 2, or
-            ``schedule`` or ``target_forward`` is unknown.
+        ValueError: A weight is negative, infinite or NaN, ``num_classes`` is less than 2, an
+            alignment, schedule, ``target_forward`` or layer is unknown, or both ``alignment`` and
+            ``loss`` are given. In training: a batch without labels, an empty one, a domain whose
+            loader has ended, or labels that do not fit ``num_classes``.
+        TypeError: An alignment that is none, or a layer whose output is no tensor.
 
     Example:
         >>> aligner = Aligner(nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 10), num_classes=10)
@@ -88,10 +117,15 @@ class Aligner(L.LightningModule):
         classifier: nn.Module,
         num_classes: int,
         *,
+        alignment: str | nn.Module | None = None,
         loss: nn.Module | None = None,
+        layers: Sequence[str] = (),
+        source_weights: Sequence[float] | None = None,
+        target_label_weight: float = 1.0,
         weight: float = 1.0,
-        schedule: Schedule = "dann",
+        schedule: Schedule | Callable[[float], float] = "dann",
         target_forward: TargetForward = "joint",
+        global_batch: bool = False,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = adam,
         scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None,
     ) -> None:
@@ -101,57 +135,130 @@ class Aligner(L.LightningModule):
         if target_forward not in get_args(TargetForward):
             accepted = ", ".join(get_args(TargetForward))
             raise ValueError(f"target_forward must be one of {accepted}; got {target_forward!r}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight must be a finite number that is not negative; got {weight!r}")
+        weights = {"weight": weight, "target_label_weight": target_label_weight}
+        for name, value in weights.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{name} must be a finite number that is not negative; got {value!r}"
+                )
+        if alignment is not None and loss is not None:
+            raise ValueError("alignment and loss are the same thing: give one of them")
         alignment_weight(0.0, schedule)  # rejects an unknown schedule now and not at the first step
-        # The modules and callables are left out: a checkpoint then holds plain numbers
-        # and tensors only.
-        self.save_hyperparameters("num_classes", "weight", "schedule", "target_forward")
+        # Modules and callables are left out: a checkpoint then holds plain numbers and tensors.
+        plain = {
+            "num_classes": num_classes,
+            "alignment": alignment,
+            "layers": list(layers),
+            "source_weights": None if source_weights is None else list(source_weights),
+            "target_label_weight": target_label_weight,
+            "weight": weight,
+            "schedule": schedule,
+            "target_forward": target_forward,
+            "global_batch": global_batch,
+        }
+        self.save_hyperparameters(
+            {k: v for k, v in plain.items() if not isinstance(v, nn.Module) and not callable(v)}
+        )
         self.backbone = backbone
         self.bottleneck = bottleneck
         self.classifier = classifier
-        self.loss = MMDLoss() if loss is None else loss
+        self.alignment = as_alignment(alignment if loss is None else loss, classifier, num_classes)
+        self.num_classes = num_classes
+        self.layers = _checked_layers(self, layers)
+        self.source_weights = _checked_source_weights(source_weights)
+        self.target_label_weight = float(target_label_weight)
         self.weight = float(weight)
-        self.schedule: Schedule = schedule
+        self.schedule = schedule
         self.target_forward: TargetForward = target_forward
+        self.global_batch = global_batch
         self.optimizer = optimizer
         self.scheduler = scheduler
-        names = ["train_source", *(f"{stage}_{d}" for stage in ("val", "test") for d in DOMAINS)]
+        names = [f"{stage}_{d}" for stage in ("val", "test") for d in DOMAINS]
         self.accuracies = nn.ModuleDict(
             {name: MulticlassAccuracy(num_classes, average="micro") for name in names}
         )
         self._total_steps: int | None = None
+        self._sums: dict[str, Tensor] = {}  # of what is logged over the epoch, times samples
+        self._samples = 0
 
-    def features(self, inputs: Tensor) -> Tensor:
-        """Bottleneck features [n, d] of inputs [n, ...]: what the alignment loss sees."""
+    def features(self, inputs: Inputs) -> Tensor:
+        """Bottleneck features [n, d] of n inputs: what the classifier sees and is aligned."""
         return self.bottleneck(self.backbone(inputs))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits [n, num_classes] of inputs [n, ...]."""
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits [n, num_classes] of n inputs."""
         return self.classifier(self.features(inputs))
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Returns task loss + weight x alignment loss of one batch of both domains, a scalar."""
-        inputs, labels = batch["source"]
-        source, target = self._domain_features(inputs, batch)
-        logits = self.classifier(source)
-        task_loss = F.cross_entropy(logits, labels)
-        accuracy = self.accuracies["train_source"]
-        accuracy(logits, labels)
+    def layer_features(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The layers that are aligned, each [n, d_l], then ``"features"``, then ``"logits"``.
 
-        total = task_loss
-        logged: dict[str, Any] = {"train_task_loss": task_loss, "train_source_accuracy": accuracy}
+        Raises:
+            TypeError: The output of a layer is no tensor.
+            ValueError: A layer is not used by the network, or the features are not [n, d].
+        """
+        found: dict[str, Any] = {}
+        handles = [
+            self.get_submodule(name).register_forward_hook(partial(_keep, found, name))
+            for name in self.layers
+        ]
+        try:
+            features = self.features(inputs)
+            logits = self.classifier(features)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name in self.layers:
+            if name not in found:
+                raise ValueError(f"layers: the network does not call its module {name!r}")
+            if not isinstance(found[name], Tensor):
+                kind = type(found[name]).__name__
+                raise TypeError(f"layers: the output of {name!r} must be a tensor, got {kind}")
+        for name, output in (("features", features), ("logits", logits)):
+            if output.ndim != 2:
+                raise ValueError(f"{name} must be of shape [n, d], got {list(output.shape)}")
+        flat = {name: found[name].flatten(1) for name in self.layers}
+        return {**flat, "features": features, "logits": logits}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns task loss + weight x alignment loss of one batch of all domains, a scalar."""
+        parts = read_batch(batch, target=self.target_forward != "none")
+        *sources, target, labelled = self._activations(parts)
+        weights = self._weights_of(sources)
+        task_losses = [self._cross_entropy(source) for source in sources]
+        task_loss = _mean(task_losses, weights)
+        objective = task_loss
+        logged = {"train_task_loss": task_loss, "train_source_accuracy": _accuracy(sources)}
+        if labelled is not None:
+            labelled_loss = self._cross_entropy(labelled)
+            objective = objective + self.target_label_weight * labelled_loss
+            logged["train_target_labelled_loss"] = labelled_loss
         if target is not None:
             weight = alignment_weight(self.progress(), self.schedule, self.weight)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight > 0):
-                alignment_loss = self.loss(source, target)
+                alignment_loss = self._discrepancy(sources, target, weights, weight)
             if self.weight > 0:
-                total = task_loss + weight * alignment_loss
+                # The gradient has its weight already.
+                value = weight * alignment_loss.detach()
+                objective = objective + with_value(alignment_loss, value, 1.0)
             logged["train_alignment_loss"] = alignment_loss
-            logged["train_alignment_weight"] = weight
-        self.log("train_loss", total, prog_bar=True, batch_size=len(labels))
-        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
-        return total
+            logged["train_alignment_weight"] = torch.tensor(weight)
+        self._note(logged, sum(map(len, sources)))
+        self._log_step(objective, batch_idx)
+        return objective
+
+    def on_train_epoch_start(self) -> None:
+        """Begins the means of the epoch."""
+        self._sums, self._samples = {}, 0
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the means of the epoch, over the samples of all processes."""
+        if not self._samples:
+            return
+        names = list(self._sums)
+        sums = torch.stack([self._sums[name].to(self.device) for name in names])
+        sums = torch.cat([sums, sums.new_tensor([self._samples])])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.log_dict(dict(zip(names, sums[:-1] / sums[-1], strict=True)))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch of (inputs, labels); loader 0 is the source, loader 1 the target."""
@@ -177,8 +284,11 @@ class Aligner(L.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Forgets the length of an earlier fit; a resumed one may have another."""
+        """Checks the labels that are known, and forgets the length of an earlier fit."""
         self._total_steps = None
+        data = getattr(self.trainer, "datamodule", None) if stage == "fit" else None
+        if isinstance(data, DomainPair):
+            _check_labels(data.source_labels(), self.num_classes)
 
     def progress(self) -> float:
         """Share of the optimiser steps of this fit that are done, in [0, 1].
@@ -202,16 +312,67 @@ class Aligner(L.LightningModule):
             self._total_steps = int(steps)
         return self._total_steps
 
-    def _domain_features(
-        self, source: Tensor, batch: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.target_forward == "none":
-            return self.features(source), None
-        target = inputs_of(batch["target"])
-        if self.target_forward == "separate":
-            return self.features(source), self.features(target)
-        both = self.features(torch.cat((source, target)))
-        return both[: len(source)], both[len(source) :]
+    def _activations(self, batch: TrainingBatch) -> list[Any]:
+        """Activations of each source, of the target and of labelled targets, or None."""
+        labels: list[Tensor | None] = [labels for _, labels in batch.sources]
+        inputs: list[Inputs | None] = [inputs for inputs, _ in batch.sources]
+        labels += [None, None if batch.labelled is None else batch.labelled[1]]
+        inputs += [batch.target, None if batch.labelled is None else batch.labelled[0]]
+        given = [part for part in inputs if part is not None]
+        if self.target_forward == "joint":
+            sizes = [row_count(part) for part in given]
+            both = self.layer_features(joined(given))
+            split = {name: t.split(sizes) for name, t in both.items()}
+            outputs = [{name: t[i] for name, t in split.items()} for i in range(len(sizes))]
+        else:
+            outputs = [self.layer_features(part) for part in given]
+        found = iter(outputs)
+        activations: list[Any] = []
+        for part, of_part in zip(inputs, labels, strict=True):
+            if part is None:
+                activations.append(None)
+                continue
+            layers = dict(next(found))
+            activations.append(Activations(layers, layers.pop("logits"), of_part))
+        return activations
+
+    def _discrepancy(
+        self, sources: Sequence[Activations], target: Activations, weights: Any, weight: float
+    ) -> Tensor:
+        discrepancy = global_discrepancy if self.global_batch else _own_discrepancy
+        target = target.with_gradient_times(weight)
+        found = [
+            discrepancy(self.alignment, source.with_gradient_times(weight), target)
+            for source in sources
+        ]
+        return _mean(found, weights)
+
+    def _cross_entropy(self, of: Activations) -> Tensor:
+        assert of.labels is not None
+        if not self.global_batch:
+            return F.cross_entropy(of.logits, of.labels)
+        return global_mean(F.cross_entropy(of.logits, of.labels, reduction="none"))
+
+    def _weights_of(self, sources: Sequence[Activations]) -> list[float]:
+        weights = self.source_weights or [1 / len(sources)] * len(sources)
+        if len(weights) != len(sources):
+            raise ValueError(
+                f"source_weights must hold one for each source, got {len(weights)} and a batch of"
+                f" {len(sources)} sources"
+            )
+        return weights
+
+    def _note(self, values: Mapping[str, Tensor], samples: int) -> None:
+        """Adds to the means of the epoch, which costs less than logging each step."""
+        for name, value in values.items():
+            value = value.detach().float() * samples
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._samples += samples
+
+    def _log_step(self, objective: Tensor, batch_idx: int) -> None:
+        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        if batch_idx == 0 or (self.global_step + 1) % every == 0:
+            self.log("train_loss", objective, prog_bar=True)
 
     def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
         if dataloader_idx >= len(DOMAINS):
@@ -219,7 +380,7 @@ class Aligner(L.LightningModule):
                 f"{stage} takes a loader for the source and one for the target;"
                 f" got one of index {dataloader_idx}"
             )
-        if isinstance(batch, Tensor) or len(batch) < 2:
+        if isinstance(batch, Tensor | Mapping) or len(batch) < 2:
             raise ValueError(f"{stage} needs batches of (inputs, labels); got inputs alone")
         domain = DOMAINS[dataloader_idx]
         inputs, labels = batch[0], batch[1]
@@ -239,6 +400,58 @@ class Aligner(L.LightningModule):
         )
 
 
-def inputs_of(batch: Any) -> Tensor:
-    """The inputs of a batch that is either them alone or a sequence that begins with them."""
-    return batch if isinstance(batch, Tensor) else batch[0]
+def _own_discrepancy(alignment: Any, source: Activations, target: Activations) -> Tensor:
+    value: Tensor = alignment(source, target)
+    return value
+
+
+def _keep(found: dict[str, Any], name: str, module: nn.Module, args: Any, output: Any) -> None:
+    found[name] = output
+
+
+def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    if len(values) == 1:
+        return values[0]
+    return total(w * value for w, value in zip(weights, values, strict=True))
+
+
+def _accuracy(sources: Sequence[Activations]) -> Tensor:
+    """The share of all samples whose largest logit is that of their label."""
+    logits = torch.cat([s.logits for s in sources]).detach()
+    labels = torch.cat([s.labels for s in sources if s.labels is not None])
+    return (logits.argmax(1) == labels).sum() / len(labels)
+
+
+def _checked_layers(module: nn.Module, layers: Sequence[str]) -> list[str]:
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a sequence of names, got the string {layers!r}")
+    known = dict(module.named_modules())
+    for name in layers:
+        if name not in known or not name:
+            tops = ", ".join(n for n in known if n.count(".") < 2 and n)
+            raise ValueError(f"layers must be names of modules, such as {tops}; got {name!r}")
+    return list(layers)
+
+
+def _checked_source_weights(weights: Sequence[float] | None) -> list[float] | None:
+    if weights is None:
+        return None
+    values = [float(w) for w in weights]
+    if not values or not all(math.isfinite(w) and w >= 0 for w in values) or not sum(values):
+        raise ValueError(
+            "source_weights must be finite and not negative, with a positive sum; got"
+            f" {list(weights)!r}"
+        )
+    return [w / sum(values) for w in values]
+
+
+def _check_labels(labels: Tensor | None, num_classes: int) -> None:
+    if labels is None:
+        return
+    classes = set(labels.unique().tolist())
+    foreign, absent = classes - set(range(num_classes)), set(range(num_classes)) - classes
+    if foreign or absent:
+        raise ValueError(
+            f"the labels of the source must be the classes 0 to {num_classes - 1}, each with at"
+            f" least one sample; none has {sorted(absent)}, and there are {sorted(foreign)} besides"
+        )
