@@ -23,10 +23,20 @@ from fastmmd.train.alignments import (  # noqa: E402
     LayerwiseAlignment,
     LocalAlignment,
 )
+from fastmmd.train.backbones import Pooled, load_backbone, remove_last_layer  # noqa: E402
+from fastmmd.train.balance import (  # noqa: E402
+    balanced_class_weights,
+    balanced_sampler,
+    labels_of,
+)
 from fastmmd.train.data import DomainPair  # noqa: E402
+from fastmmd.train.distillation import L2SP, Distillation, distillation_loss  # noqa: E402
 from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
+from fastmmd.train.finetuner import FineTuner  # noqa: E402
+from fastmmd.train.freezing import GradualUnfreezing, Stages  # noqa: E402
 from fastmmd.train.schedule import alignment_weight  # noqa: E402
 from fastmmd.train.shuffling import EpochSeed, EpochShuffle  # noqa: E402
+from fastmmd.train.tasks import Task  # noqa: E402
 from fastmmd.train.validators import (  # noqa: E402
     VALIDATORS,
     Ranking,
@@ -42,6 +52,7 @@ from fastmmd.train.validators import (  # noqa: E402
 )
 
 __all__ = [
+    "L2SP",
     "VALIDATORS",
     "Activations",
     "AdversarialAlignment",
@@ -49,22 +60,34 @@ __all__ = [
     "Alignment",
     "ClassConditionalAlignment",
     "ConditionalAdversarialAlignment",
+    "Distillation",
     "DomainPair",
     "EpochSeed",
     "EpochShuffle",
+    "FineTuner",
+    "GradualUnfreezing",
     "JointAlignment",
     "LayerwiseAlignment",
     "LocalAlignment",
     "Outputs",
+    "Pooled",
     "Ranking",
+    "Stages",
+    "Task",
     "Validator",
     "alignment_weight",
+    "balanced_class_weights",
+    "balanced_sampler",
     "collect",
     "density_ratio",
+    "distillation_loss",
     "diversity",
     "importance_weighted_risk",
     "information_maximization",
+    "labels_of",
+    "load_backbone",
     "rank",
+    "remove_last_layer",
     "soft_neighborhood_density",
     "source_risk",
     "target_entropy",

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Inputs", "TrainingBatch", "inputs_of", "joined", "read_batch", "row_count"]
+from fastmmd.train.evaluation import inputs_and_labels
+
+__all__ = [
+    "Inputs",
+    "TrainingBatch",
+    "inputs_of",
+    "joined",
+    "labelled",
+    "read_batch",
+    "row_count",
+]
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -63,6 +73,27 @@ def read_batch(batch: Any, target: bool = True) -> TrainingBatch:
 def inputs_of(batch: Any) -> Inputs:
     """The inputs of a batch that is either them alone or a sequence that begins with them."""
     return batch if isinstance(batch, Tensor | Mapping) else batch[0]
+
+
+def labelled(batch: Any) -> tuple[Inputs, Any]:
+    """Inputs and labels, whatever these are, of a batch; None for labels if it has none.
+
+    Args:
+        batch: ``(inputs, labels)``, inputs alone, or one of several domains: then it is the
+            sources, one after the other, and after them the labelled part of the target.
+
+    Raises:
+        ValueError: A domain's part has no labels.
+    """
+    if not (isinstance(batch, Mapping) and "source" in batch):
+        return inputs_and_labels(batch)
+    source = batch["source"]
+    several = isinstance(source, Sequence) and isinstance(source[0], Sequence)
+    pairs = list(source) if several else [source]
+    pairs += [batch["target_labelled"]] if "target_labelled" in batch else []
+    if any(not isinstance(pair, Sequence) or len(pair) < 2 for pair in pairs):
+        raise ValueError("the source of a batch must be (inputs, labels); got inputs alone")
+    return joined([pair[0] for pair in pairs]), joined([pair[1] for pair in pairs])
 
 
 def row_count(inputs: Inputs) -> int:

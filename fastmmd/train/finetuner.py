@@ -1,0 +1,403 @@
+"""The LightningModule of fine-tuning: a pretrained backbone and new heads on top."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastmmd.train.backbones import (
+    Pooling,
+    feature_width,
+    load_backbone,
+    pooled,
+    remove_last_layer,
+)
+from fastmmd.train.balance import labels_of
+from fastmmd.train.batches import Inputs, inputs_of, joined, labelled, row_count
+from fastmmd.train.distillation import L2SP, Distillation
+from fastmmd.train.freezing import Stages
+from fastmmd.train.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    make_optimizer,
+    make_scheduler,
+    total_steps,
+)
+from fastmmd.train.tasks import Task, TaskLoss, measured, task_metrics
+
+__all__ = ["FineTuner"]
+
+# Prefixes of what is logged of the first loader and of the second.
+LOADERS = ("", "target_")
+ONLY = "task"  # the name of a single task, which the logs leave out
+TEACHER = "distillation.teacher."
+
+
+class FineTuner(L.LightningModule):
+    r"""Trains a pretrained backbone, or part of it, with new heads.
+
+    The objective of a step is
+
+    .. math:: \sum_t \lambda_t \left[ (1 - \mu) \, \ell_t(h_t(f(x)), y_t)
+              + \mu \, \text{distillation}_t \right] + \text{L2-SP},
+
+    with f the backbone, h_t and ℓ_t head and loss of a task and λ_t its weight; μ is the weight of
+    ``distillation``. With ``num_classes`` there is one task, cross-entropy over classes, of weight
+    1. Several tasks share the backbone (Caruana, "Multitask Learning", Machine Learning 28, 1997).
+
+    A batch is ``(inputs, labels)``. Inputs are a tensor or, for transformers, a mapping of tensors;
+    labels of several tasks are a mapping by task, from which a task may be missing. A batch of two
+    domains, ``{"source": (inputs, labels), "target": ...}``, is read as its source. Validation and
+    test take one loader of such pairs, and a second one for a target domain.
+
+    Logged: ``train_loss``; ``val_loss``, ``val_accuracy`` and ``val_f1`` (macro), of a second
+    loader ``val_target_loss`` and so on, and the same for ``test``. With several tasks the name of
+    the task stands before that of the metric, ``val_colour_accuracy``; numbers have ``mae`` and
+    ``rmse``.
+
+    Args:
+        backbone: Maps inputs to features, as :class:`~fastmmd.train.Pooled` takes it; or a name for
+            :func:`~fastmmd.train.load_backbone`.
+        num_classes: Number of classes C of a single task.
+        tasks: Several tasks, by name, in place of it.
+        head: Maps features [n, d] to logits [n, C]. Default: one linear layer.
+        in_features: Width d of the features. Default: that of the replaced layer, of the trial
+            pass, or what the network states.
+        replace: Name of the backbone's last layer, which becomes ``nn.Identity`` (``"fc"``).
+        example_inputs: Inputs for a trial pass that shows the width.
+        pooling: ``"mean"`` or ``"cls"``: how tokens become one row.
+        pretrained: Of a backbone by name: with its weights.
+        stages: Names of the backbone's submodules that make its stages, see
+            :class:`~fastmmd.train.Stages`.
+        freeze: What never trains: the first k stages, ``"all"`` for a linear probe, or names of
+            stages. Their batch normalisation stays in eval mode.
+        layer_decay: The i-th of K stages from the input learns at ``lr`` x layer_decay^(K - i),
+            i from 0; the heads at ``lr``.
+        optimizer: ``"sgd"``, ``"adam"``, ``"rmsprop"``, ``"adamw"``, or what is called with the
+            parameter groups, each of which has its ``lr``.
+        lr: Learning rate of the heads.
+        weight_decay: Default: the optimiser's own, and 0 beside ``l2_sp``.
+        optimizer_options: Further arguments of the optimiser, such as ``{"momentum": 0.9}``.
+        scheduler: ``"constant"``, ``"linear"`` or ``"cosine"`` down to 0 over the training, or what
+            is called as ``scheduler(optimizer, total_steps)``; stepped after each optimiser step.
+        warmup: Share of the steps over which a named schedule rises first.
+        class_weights: Of a single task, as :class:`~fastmmd.train.Task` has them.
+        loss: Of a single task, called as ``loss(logits, labels)``.
+        l2_sp: Pull to the weights that the backbone has now.
+        distillation: A teacher of the tasks.
+
+    Raises:
+        ValueError: An argument is out of range or unknown, both or none of ``num_classes`` and
+            ``tasks`` are given, or the width of the features is not known.
+        MissingExtraError: The library of a named backbone is missing.
+
+    Example:
+        >>> tuner = FineTuner(nn.Sequential(nn.Flatten(), nn.Linear(64, 16)), 10, in_features=16)
+        >>> tuner(torch.zeros(2, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | str,
+        num_classes: int | None = None,
+        *,
+        tasks: Mapping[str, Task] | None = None,
+        head: nn.Module | None = None,
+        in_features: int | None = None,
+        replace: str | None = None,
+        example_inputs: Any = None,
+        pooling: Pooling = "mean",
+        pretrained: bool = True,
+        stages: Sequence[str | Sequence[str]] | None = None,
+        freeze: int | Literal["all"] | Sequence[str] = 0,
+        layer_decay: float = 1.0,
+        optimizer: str | Callable[..., Optimizer] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float | None = None,
+        optimizer_options: Mapping[str, Any] | None = None,
+        scheduler: str | Callable[[Optimizer, int], Any] | None = None,
+        warmup: float = 0.0,
+        class_weights: Sequence[float] | Tensor | Literal["balanced"] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        l2_sp: L2SP | None = None,
+        distillation: Distillation | None = None,
+    ) -> None:
+        super().__init__()
+        _check(optimizer, OPTIMIZERS, "optimizer")
+        _check(scheduler, SCHEDULES, "scheduler")
+        _check(pooling, get_args(Pooling), "pooling")
+        _within("lr", lr, 0, math.inf)
+        _within("layer_decay", layer_decay, 0, 1)
+        if weight_decay is not None:
+            _within("weight_decay", weight_decay, 0, math.inf, low_too=True)
+        _within("warmup", warmup, 0, 1, low_too=True)
+        single = {"head": head, "class_weights": class_weights, "loss": loss}
+        self.tasks = _tasks(num_classes, tasks, single)
+        # Plain numbers and names only, so that a checkpoint loads with weights_only=True.
+        self.save_hyperparameters(
+            "num_classes", "pooling", "layer_decay", "lr", "weight_decay", "warmup"
+        )
+        if isinstance(backbone, str):
+            backbone = load_backbone(backbone, pretrained=pretrained)
+        if replace is not None:
+            in_features = remove_last_layer(backbone, replace)
+        if in_features is None and any(task.head is None for task in self.tasks.values()):
+            in_features = feature_width(backbone, example_inputs, pooling)
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(
+            {
+                name: task.head or nn.Linear(in_features or 0, task.num_outputs)
+                for name, task in self.tasks.items()
+            }
+        )
+        self.losses = nn.ModuleDict({name: TaskLoss(task) for name, task in self.tasks.items()})
+        self.pooling: Pooling = pooling
+        self.stages = Stages(backbone, stages)
+        self.always_frozen = self.stages.numbers(freeze)
+        self.layer_decay = layer_decay
+        self.optimizer = optimizer
+        self.lr = lr
+        self.weight_decay = 0.0 if weight_decay is None and l2_sp is not None else weight_decay
+        self.optimizer_options = dict(optimizer_options or {})
+        self.scheduler = scheduler
+        self.warmup = warmup
+        self.l2_sp = l2_sp
+        if l2_sp is not None:
+            l2_sp.start(backbone)
+        self.distillation = distillation
+        names = ["train_", *(stage + which for stage in ("val_", "test_") for which in LOADERS)]
+        self.metrics = nn.ModuleDict(
+            {
+                prefix + self._label(name): task_metrics(task, brief=prefix == "train_")
+                for prefix in names
+                for name, task in self.tasks.items()
+            }
+        )
+        self.set_frozen(self.always_frozen)
+        self.train()  # pretrained networks come in eval mode, and Lightning leaves the mode alone
+
+    def features(self, inputs: Inputs) -> Tensor:
+        """Features [n, d] of inputs."""
+        return pooled(self.backbone, inputs, self.pooling)
+
+    def forward(self, inputs: Inputs) -> Any:
+        """Logits [n, C] of inputs; a mapping of tasks to outputs if there are several."""
+        outputs = self._outputs(inputs)
+        return outputs[ONLY] if self._is_single() else outputs
+
+    def set_frozen(self, stages: set[int]) -> None:
+        """Makes these stages of the backbone, by number from 0, constant and all others train."""
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(self.stages.of(name) not in stages)
+        self.frozen = set(stages)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FineTuner:
+        """As of any module, but batch normalisation of frozen stages stays in eval mode."""
+        super().train(mode)
+        for norm in self.stages.batch_norms(self.frozen):
+            norm.eval()
+        return self
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the objective of a batch, a scalar."""
+        inputs, labels = labelled(batch)
+        outputs = self._outputs(inputs)
+        soft = {} if self.distillation is None else self.distillation(inputs, outputs)
+        mixing = 0.0 if self.distillation is None else self.distillation.weight
+        if labels is None and mixing < 1.0:
+            raise ValueError("train needs batches of (inputs, labels); got inputs alone")
+        count = row_count(inputs)
+        logged: dict[str, Any] = {}
+        terms: list[Tensor] = []
+        for name, task in self.tasks.items():
+            if name in soft:
+                terms.append(task.weight * mixing * soft[name])
+                logged[f"train_{self._label(name)}distillation_loss"] = soft[name]
+            share = 1.0 - mixing if name in soft else 1.0
+            of_task = self._labels(labels, name)
+            if of_task is None or share == 0.0:
+                continue
+            hard = self.losses[name](outputs[name], of_task)
+            terms.append(task.weight * share * hard)
+            if not self._is_single() or soft:
+                logged[f"train_{self._label(name)}task_loss"] = hard
+            logged |= self._measure(f"train_{self._label(name)}", name, outputs[name], of_task)
+        if not terms:
+            raise ValueError(f"a batch has labels of none of the tasks {', '.join(self.tasks)}")
+        total = torch.stack(terms).sum()
+        if self.l2_sp is not None:
+            penalty = self.l2_sp(self.backbone, self.heads.parameters())
+            logged["train_l2_sp"] = penalty
+            total = total + penalty
+        self.log("train_loss", total, prog_bar=True, batch_size=count)
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=count)
+        return total
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measures one batch; loader 1, if there is one, is that of the target domain."""
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As ``validation_step``, logged under ``test``."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """What ``forward`` makes of a batch of inputs, or of a tuple that begins with them."""
+        return self(inputs_of(batch))
+
+    def on_train_start(self) -> None:
+        """Counts the labels where class weights are to be balanced."""
+        if not any(loss.counted for loss in self.losses.values()):
+            return
+        labels = _training_labels(self.trainer.train_dataloader)
+        for name, loss in self.losses.items():
+            of_task = self._labels(labels, name)
+            if of_task is not None:
+                loss.count(of_task)  # type: ignore[operator]
+
+    def configure_optimizers(self) -> Any:
+        """An optimiser of one group for the heads and one per stage, and its schedule by steps."""
+        depth = len(self.stages)
+        heads: dict[str, Any] = {
+            "params": list(self.heads.parameters()),
+            "lr": self.lr,
+            "name": "heads",
+        }
+        groups = [heads] + [
+            {
+                "params": self.stages.parameters(i),
+                "lr": self.lr * self.layer_decay ** (depth - i),
+                "name": self.stages.names[i],
+            }
+            for i in range(depth)
+        ]
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+            if self.weight_decay is not None:
+                group["weight_decay"] = self.weight_decay
+        groups = [group for group in groups if group["params"]]
+        optimizer = make_optimizer(self.optimizer, groups, self.optimizer_options)
+        if self.scheduler is None:
+            return optimizer
+        steps = total_steps(self.trainer)
+        scheduler = make_scheduler(self.scheduler, optimizer, steps, self.warmup)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the teacher out."""
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith(TEACHER)]:
+            del state[name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the teacher that is there."""
+        own = self.state_dict()
+        checkpoint["state_dict"] |= {n: v for n, v in own.items() if n.startswith(TEACHER)}
+
+    def _is_single(self) -> bool:
+        return ONLY in self.tasks
+
+    def _label(self, task: str) -> str:
+        return "" if self._is_single() else f"{task}_"
+
+    def _labels(self, labels: Any, task: str) -> Tensor | None:
+        if not self._is_single() and not isinstance(labels, Mapping) and labels is not None:
+            raise ValueError("labels of several tasks must be a mapping of tasks to tensors")
+        return labels.get(task) if isinstance(labels, Mapping) else labels
+
+    def _outputs(self, inputs: Inputs) -> dict[str, Tensor]:
+        features = self.features(inputs)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def _measure(
+        self, prefix: str, name: str, outputs: Tensor, labels: Tensor
+    ) -> dict[str, nn.Module]:
+        values = measured(self.tasks[name], outputs, labels)
+        found: dict[str, nn.Module] = {}
+        for metric, module in self.metrics[prefix].items():  # type: ignore[operator]
+            module(*values)
+            found[prefix + metric] = module
+        return found
+
+    def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
+        if dataloader_idx >= len(LOADERS):
+            raise ValueError(
+                f"{stage} takes one loader, and one of a target domain; got one of index"
+                f" {dataloader_idx}"
+            )
+        inputs, labels = labelled(batch)
+        if labels is None:
+            raise ValueError(f"{stage} needs batches of (inputs, labels); got inputs alone")
+        prefix = f"{stage}_{LOADERS[dataloader_idx]}"
+        outputs = self._outputs(inputs)
+        logged: dict[str, Any] = {}
+        total = torch.zeros((), device=self.device)
+        for name, task in self.tasks.items():
+            of_task = self._labels(labels, name)
+            if of_task is None:
+                continue
+            total = total + task.weight * self.losses[name](outputs[name], of_task)
+            logged |= self._measure(prefix + self._label(name), name, outputs[name], of_task)
+        self.log_dict(
+            {f"{prefix}loss": total, **logged},
+            on_epoch=True,
+            prog_bar=True,
+            sync_dist=True,
+            add_dataloader_idx=False,
+            batch_size=row_count(inputs),
+        )
+
+
+def _tasks(
+    num_classes: int | None, tasks: Mapping[str, Task] | None, single: dict[str, Any]
+) -> dict[str, Task]:
+    if (num_classes is None) == (tasks is None):
+        raise ValueError("FineTuner takes either num_classes or tasks")
+    if tasks is None:
+        return {ONLY: Task(num_classes or 0, **single)}
+    given = [name for name, value in single.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} of several tasks: an argument of each Task")
+    # Names of attributes of a ModuleDict cannot be keys of one.
+    if not tasks or any(
+        not name.isidentifier() or name == ONLY or hasattr(nn.ModuleDict, name) for name in tasks
+    ):
+        raise ValueError(
+            f"tasks must have names that are identifiers, and not {ONLY!r} or one of a module's"
+            f" attributes; got {list(tasks)}"
+        )
+    return dict(tasks)
+
+
+def _check(value: Any, known: Iterable[str], name: str) -> None:
+    if isinstance(value, str) and value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def _within(name: str, value: float, low: float, high: float, *, low_too: bool = False) -> None:
+    if not (low < value <= high or (low_too and value == low)) or math.isinf(value):
+        bounds = f"{'[' if low_too else '('}{low}, {high}{')' if math.isinf(high) else ']'}"
+        raise ValueError(f"{name} must lie in {bounds}; got {value!r}")
+
+
+def _training_labels(loader: Any) -> Any:
+    """The labels of all that a loader, or a combination of them by domain, trains on."""
+    loaders = getattr(loader, "iterables", loader)
+    if isinstance(loaders, Mapping):
+        several = loaders["source"]
+        parts = list(several) if isinstance(several, (list, tuple)) else [several]
+        parts += [loaders["target_labelled"]] if "target_labelled" in loaders else []
+    else:
+        parts = [loaders]
+    return joined([labels_of(part.dataset) for part in parts])
