@@ -2,7 +2,7 @@
 
 add_library(fastmmd_core STATIC csrc/cpu/mmd.cpp csrc/cpu/sums.cpp csrc/cpu/lines.cpp
             csrc/cpu/random_features.cpp
-            csrc/cpu/dispatch.cpp)
+            csrc/cpu/projected.cpp csrc/cpu/dispatch.cpp)
 target_link_libraries(fastmmd_core PRIVATE fastmmd_flags)
 
 # tile.cpp is compiled once per instruction set. Nothing but these objects may hold instructions

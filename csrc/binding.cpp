@@ -10,6 +10,7 @@
 
 #include "arguments.h"
 #include "lines.h"
+#include "projected.h"
 #include "random_features.h"
 
 namespace py = pybind11;
@@ -288,6 +289,71 @@ void bind_features(py::module_& m) {
         "count"_a, "width"_a, "num_rates"_a, "for_x"_a, "for_frequencies"_a, "threads"_a);
 }
 
+// One element of a batch, whose images have one factor.
+ProjectedArgs projected_args(const Sample& x, const Sample& y, int64_t d, int dtype,
+                             const Sample& weight, const Widths& width, uintptr_t bias,
+                             int activation, const Terms& terms, int estimator, int64_t size,
+                             uintptr_t resolved, uintptr_t workspace, int threads) {
+  require(dtype == 0 || dtype == 1, "dtype must be 0 or 1");
+  require(d >= 1 && weight.rows >= 1, "d and the rows of weight must be positive");
+  require(activation >= 0 && activation <= 3, "activation must be 0 to 3");
+  const Problem images = problem(x, y, dtype, width, terms, resolved, workspace, threads);
+  return {mmd2_args(images, 1, estimator, size),
+          x,
+          y,
+          d,
+          weight,
+          pointer<void>(bias),
+          Activation(activation)};
+}
+
+void projected_mmd2(uintptr_t x, uintptr_t y, int64_t n, int64_t m, int64_t d,
+                    const Strides& x_strides, const Strides& y_strides, int dtype, uintptr_t weight,
+                    int64_t p, const Strides& weight_strides, uintptr_t bias, int activation,
+                    uintptr_t x_weights, uintptr_t y_weights, const Lists& factors,
+                    const Lists& families, uintptr_t scales, uintptr_t coefficients,
+                    const std::vector<double>& shapes, const Lists& units, int estimator,
+                    int64_t size, uintptr_t value, uintptr_t v_x, uintptr_t v_y, uintptr_t v_weight,
+                    uintptr_t v_bias, uintptr_t v_x_weights, uintptr_t v_y_weights,
+                    uintptr_t v_scales, uintptr_t v_coefficients, uintptr_t resolved,
+                    uintptr_t workspace, int threads) {
+  const Terms terms(factors, families, scales, coefficients, shapes, units);
+  const Widths width = {p};
+  ProjectedArgs args =
+      projected_args(sample(x, n, x_strides, x_weights), sample(y, m, y_strides, y_weights), d,
+                     dtype, sample(weight, p, weight_strides), width, bias, activation, terms,
+                     estimator, size, resolved, workspace, threads);
+  const ProjectedOut out = {
+      mmd2_out(value, 0, 0, v_x_weights, v_y_weights, v_scales, v_coefficients), pointer<void>(v_x),
+      pointer<void>(v_y), pointer<void>(v_weight), pointer<void>(v_bias)};
+  release_and(args.images, [&] { cpu::projected_mmd2(args, out); });
+}
+
+size_t projected_mmd2_workspace(int64_t n, int64_t m, int64_t d, int64_t p, int dtype,
+                                int activation, int estimator, int64_t size, int threads,
+                                const Lists& units) {
+  const Widths width = {p};
+  const Terms terms = any_terms(width, units);
+  const Strides strides(2);
+  double any[1];  // as if everything were wanted
+  return cpu::workspace(
+      projected_args(sample(0, n, strides), sample(0, m, strides), d, dtype, sample(0, p, strides),
+                     width, 0, activation, terms, estimator, size, 0, 0, threads),
+      {{any, any, any, any, any, any, any}, any, any, any, any});
+}
+
+void bind_projected(py::module_& m) {
+  m.def("projected_mmd2", &projected_mmd2,
+        "MMD of images of a learned map, with its gradients; see csrc/projected.h.", "x"_a, "y"_a,
+        "n"_a, "m"_a, "d"_a, "x_strides"_a, "y_strides"_a, "dtype"_a, "weight"_a, "p"_a,
+        "weight_strides"_a, "bias"_a, "activation"_a, "x_weights"_a, "y_weights"_a, "factors"_a,
+        "families"_a, "scales"_a, "coefficients"_a, "shapes"_a, "units"_a, "estimator"_a, "size"_a,
+        "value"_a, "v_x"_a, "v_y"_a, "v_weight"_a, "v_bias"_a, "v_x_weights"_a, "v_y_weights"_a,
+        "v_scales"_a, "v_coefficients"_a, "resolved"_a, "workspace"_a, "threads"_a);
+  m.def("projected_mmd2_workspace", &projected_mmd2_workspace, "n"_a, "m"_a, "d"_a, "p"_a,
+        "dtype"_a, "activation"_a, "estimator"_a, "size"_a, "threads"_a, "units"_a);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -321,4 +387,5 @@ PYBIND11_MODULE(_native, module) {
 
   bind_lines(module);
   bind_features(module);
+  bind_projected(module);
 }

@@ -128,6 +128,55 @@ def lines(
     threads: int,
 ) -> None: ...
 def lines_workspace(lines: int, n: int, m: int, wide: bool, threads: int) -> int: ...
+def projected_mmd2(
+    x: int,  # float32 or float64 [n, d], any strides
+    y: int,  # [m, d], of the dtype of x, as are all others but what says otherwise
+    n: int,
+    m: int,
+    d: int,
+    x_strides: Sequence[int],
+    y_strides: Sequence[int],
+    dtype: int,
+    weight: int,  # [p, d], any strides
+    p: int,
+    weight_strides: Sequence[int],
+    bias: int,  # [p], 0: none
+    activation: int,  # 0: none, 1: relu, 2: tanh, 3: gelu
+    x_weights: int,  # as in mmd2
+    y_weights: int,
+    factors: Sequence[int],
+    families: Sequence[int],
+    scales: int,
+    coefficients: int,
+    shapes: Sequence[float],
+    units: Sequence[int],
+    estimator: int,
+    size: int,
+    value: int,  # out, one number
+    v_x: int,  # out, [n, d]; 0: not wanted
+    v_y: int,  # out, [m, d]
+    v_weight: int,  # out, [p, d]
+    v_bias: int,  # out, [p]
+    v_x_weights: int,  # out, as in mmd2
+    v_y_weights: int,
+    v_scales: int,
+    v_coefficients: int,
+    resolved: int,
+    workspace: int,
+    threads: int,
+) -> None: ...
+def projected_mmd2_workspace(
+    n: int,
+    m: int,
+    d: int,
+    p: int,
+    dtype: int,
+    activation: int,
+    estimator: int,
+    size: int,
+    threads: int,
+    units: Sequence[int],
+) -> int: ...
 def feature_sums(
     x: int,  # [n, d], any strides
     n: int,

@@ -33,9 +33,10 @@ def projected_mmd2(
 
     A bottleneck and the loss on it, as deep adaptation networks have them (Long et al., "Learning
     transferable features with deep adaptation networks", ICML 2015): both samples go through the
-    layer, the kernel and back to the gradient of their images in one step. Differentiable in x, y,
-    the weight, the bias, the sample weights and the parameters of the kernel; twice in eager mode.
-    Memory is O((n + m)(d + p)).
+    layer, the kernel and back in one step; on the CPU in one native call, if they are float32 or
+    float64 and up to 1024 points in all. Differentiable in x, y, the weight, the bias, the sample
+    weights and the parameters of the kernel; twice in eager mode.
+    Memory is O((n + m)(d + p) + p d).
 
     Args:
         x: the first sample, [n, d], float16, bfloat16, float32 or float64.

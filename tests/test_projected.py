@@ -7,13 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from tolerance import threads
 from torch import Tensor
 
 import fastmmd as fm
 from fastmmd import ops, reference
+from fastmmd.ops._projected import SMALL
 
 ACTIVATIONS = [None, "relu", "tanh", "gelu"]
 INCOMING = -1.7
+# One row, one image, and more than a block of points, of rows of the map and of features.
+SIZES = [(1, 1, 3, 2), (7, 5, 4, 1), (64, 64, 100, 33), (33, 80, 20, 40), (120, 10, 500, 40)]
+# Plain float64 is its own oracle, without an error: that is no measure of long sums.
+CASES = [(size, torch.float32) for size in SIZES] + [(size, torch.float64) for size in SIZES[:4]]
 
 
 def arguments(
@@ -43,8 +49,7 @@ def derived(function: Any, inputs: list[Tensor], **options: Any) -> list[Tensor]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("size", [(1, 1, 3, 2), (7, 5, 4, 1), (64, 64, 100, 33), (33, 80, 20, 40)])
+@pytest.mark.parametrize(("size", "dtype"), CASES)
 def test_tolerance(
     size: tuple[int, int, int, int], dtype: torch.dtype, activation: str | None
 ) -> None:
@@ -210,3 +215,29 @@ def test_nothing_to_differentiate() -> None:
     inputs = arguments(5, 4, 3, 2, torch.float32)
     with contextlib.suppress(AttributeError), torch.no_grad():
         assert not fm.projected_mmd2(*inputs).requires_grad
+
+
+@pytest.mark.parametrize("name", ops.native.instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_threads_and_layouts(dtype: torch.dtype, name: str) -> None:
+    """The same bits on any number of threads, and of rows that are no rows in memory."""
+    inputs = arguments(200, 130, 230, 70, dtype)
+    before = ops.native.instruction_set()
+    ops.native.use_instruction_set(name)
+    try:
+        with threads(1):
+            alone = derived(fm.projected_mmd2, inputs, activation="gelu")
+        with threads(3):
+            turned = [t.T.contiguous().T if t.ndim == 2 else t for t in inputs]
+            for given in (inputs, turned):
+                found = derived(fm.projected_mmd2, given, activation="gelu")
+                assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+    finally:
+        ops.native.use_instruction_set(before)
+
+
+def test_large_batches() -> None:
+    """As a layer and its loss."""
+    x, y, weight, bias = arguments(SMALL, 50, 12, 7)
+    images = (torch.nn.functional.linear(z, weight, bias).relu() for z in (x, y))
+    torch.testing.assert_close(fm.projected_mmd2(x, y, weight, bias, "relu"), fm.mmd2(*images))

@@ -224,8 +224,8 @@ class FeatureGradients {
         tiles.project_back(J, slopes, d, all_.signs(i), args_.transforms.width, all_.radii + I.row,
                            I.rows, room.butterflies, room.tile);
       else
-        tiles.multiply_transposed(room.tile, ld, J.rows, I.rows, all_.panels, all_.packed,
-                                  all_.frequencies.padded(), I.row, out, d);
+        tiles.product(true, room.tile, ld, J.rows, I.rows, all_.panels, 0, all_.panels.count(),
+                      all_.packed, all_.frequencies.padded(), I.row, out, d);
     }
     if (all_.structured) tiles.unpack_columns(J, slopes, d, out);
   }

@@ -123,18 +123,24 @@ struct Rotations : Statistics<T> {
     for (; i < ld; i += lanes) step(Many<T, 1>{}, i);
   }
 
-  // out[i, k] += sum_j G_ji v[j, k] for `summed` rows of the tile G and `rows` of its columns; v is
-  // packed as features are, with v_rows rows, of which that of the tile's first is `v_row`.
-  static void multiply_transposed(const T* tile, int64_t ld, int64_t rows, int64_t summed,
-                                  const Panels& panels, const T* v, int64_t v_rows, int64_t v_row,
-                                  T* out, int64_t columns) {
+  // out[i, k] += sum_j G_ij v[j, k] for `rows` rows of G and `summed` columns, or with G transposed
+  // for as many columns and rows of it, and the columns k of panels [begin, end); v is packed as
+  // features are, with v_rows rows, of which that of the first j is `v_row`.
+  static void product(bool transposed, const T* G, int64_t ld, int64_t rows, int64_t summed,
+                      const Panels& panels, int64_t begin, int64_t end, const T* v, int64_t v_rows,
+                      int64_t v_row, T* out, int64_t columns) {
     const FlushSubnormals flush;
-    for (int64_t p = 0; p < panels.count(); ++p) {
+    for (int64_t p = begin; p < end; ++p) {
       const int64_t first = panels.first(p) * lanes, width = panels.width(p) * lanes;
       const int64_t left = columns - first < width ? columns - first : width;
+      const T* panel = v + v_rows * first + v_row * width;
       Q::with_width(panels.width(p), [&](auto w) {
-        Q::template product_panel<w, true>(
-            tile, ld, rows, summed, v + v_rows * first + v_row * width, left, out + first, columns);
+        if (transposed)
+          Q::template product_panel<w, true>(G, ld, rows, summed, panel, left, out + first,
+                                             columns);
+        else
+          Q::template product_panel<w, false>(G, ld, rows, summed, panel, left, out + first,
+                                              columns);
       });
     }
   }

@@ -373,7 +373,7 @@ struct Loop : Values<T> {
       .pack_features = P::pack_features,
       .add_rotations = Rotations<T>::add_rotations,
       .rotate = Rotations<T>::rotate,
-      .multiply_transposed = Rotations<T>::multiply_transposed,
+      .product = Rotations<T>::product,
       .project = Rotations<T>::project,
       .project_back = Rotations<T>::project_back,
       .unpack_columns = Rotations<T>::unpack_columns,

@@ -156,9 +156,9 @@ struct TileKernels {
                         bool moments, double* sums, int64_t stride);
   void (*rotate)(T* tile, int64_t ld, int64_t rows, const Rates<T>&, const T* weights, const T* p,
                  const T* q, T* column_sums);
-  void (*multiply_transposed)(const T* tile, int64_t ld, int64_t rows, int64_t summed,
-                              const Panels&, const T* v, int64_t v_rows, int64_t v_row, T* out,
-                              int64_t columns);
+  void (*product)(bool transposed, const T* G, int64_t ld, int64_t rows, int64_t summed,
+                  const Panels&, int64_t begin, int64_t end, const T* v, int64_t v_rows,
+                  int64_t v_row, T* out, int64_t columns);
   void (*project)(const Block& J, const T* columns, int64_t d, const int8_t* signs, int64_t width,
                   const T* radii, int64_t rows, T* room, T* tile);
   void (*project_back)(const Block& J, T* columns, int64_t d, const int8_t* signs, int64_t width,

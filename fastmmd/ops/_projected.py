@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import is_plain
-from fastmmd.ops._core import CPU, cut
-from fastmmd.ops._mmd2 import mmd2, run
+from fastmmd.ops._core import CPU, DTYPES, address, buffer, cut, doubles, native
+from fastmmd.ops._mmd2 import mmd2
 from fastmmd.terms import Terms
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -19,7 +19,10 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": torch.nn.functional.gelu,
 }
+_NUMBERS = {None: 0, "relu": 1, "tanh": 2, "gelu": 3}
 _DTYPES = (torch.float32, torch.float64)
+# Points, in all, up to which the products of a layer are worth packing for both ways at once.
+SMALL = 1024
 
 
 def projected_mmd2(
@@ -36,8 +39,7 @@ def projected_mmd2(
 ) -> Tensor:
     """``mmd2`` of ``act(x @ weight.T + bias)`` and of y's images, differentiable.
 
-    On the CPU both samples go through the map, the kernel and back to the gradient of their images
-    in one node of the graph, whose backward is the two products of a linear layer.
+    On the CPU the map, the kernel and all gradients of small batches are one native call.
 
     Args:
         x: [n, d].
@@ -62,10 +64,11 @@ def projected_mmd2(
         and x.dtype in _DTYPES
         and weight.dtype == x.dtype
         and not torch.is_autocast_enabled("cpu")
+        and len(x) + len(y) <= SMALL
         and cut(terms, True) is None
     )
     if short:
-        constants = (families, shapes, units, factors, (), estimator, size, 0)
+        constants = (families, shapes, units, factors, estimator, size)
         return _ShortRoad.apply(*inputs, activation, constants)
     return _composed(inputs, terms, activation, estimator, size)
 
@@ -84,22 +87,8 @@ class _ShortRoad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         *inputs, activation, constants = args
-        x, y, weight, bias, x_weights, y_weights, scales, coefficients = inputs
-        needs = ctx.needs_input_grad
-        wanted = any(needs[2:4])  # by the map, which both samples go through
-        moving = [wanted or needs[0], wanted or needs[1]]
-        before = [_linear(z, weight, bias) for z in (x, y)]
-        after = before if activation is None else [ACTIVATIONS[activation](h) for h in before]
-        value, *gradients = run(
-            (*after, x_weights, y_weights, scales, coefficients),
-            constants,
-            (*moving, *needs[4:8]),
-        )
-        images = [
-            None if v is None else _through(activation, v, h, z)
-            for v, h, z in zip(gradients[:2], before, after, strict=True)
-        ]
-        ctx.save_for_backward(*inputs, *images, *gradients[2:])
+        value, *gradients = _run(inputs, activation, constants, ctx.needs_input_grad)
+        ctx.save_for_backward(*inputs, *gradients)
         ctx.activation, ctx.constants = activation, constants
         return value
 
@@ -109,45 +98,83 @@ class _ShortRoad(torch.autograd.Function):
         inputs, gradients = saved[:8], saved[8:]
         if torch.is_grad_enabled():
             return (*_second(ctx, inputs, needs, grad), None, None)
-        x, y, weight = inputs[:3]
-        images: list[Any] = [v if v is None else grad * v for v in gradients[:2]]
-        results: list[Tensor | None] = [
-            v @ weight if need and v is not None else None
-            for v, need in zip(images, needs, strict=False)
+        results = [
+            (grad * v).to(i.dtype) if need else None
+            for i, v, need in zip(inputs, gradients, needs, strict=True)
         ]
-        results += [None] * 6
-        if needs[2] or needs[3]:
-            v_x, v_y = images
-            if needs[2]:
-                results[2] = torch.mm(v_x.T, x).addmm_(v_y.T, y)
-            if needs[3]:
-                results[3] = v_x.sum(0) + v_y.sum(0)
-        for i, v in enumerate(gradients[2:], 4):
-            if needs[i]:
-                results[i] = (grad * v).to(inputs[i].dtype)
         return (*results, None, None)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-
-
-def _through(activation: str | None, v: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """A gradient to an image, as one to what the activation was given."""
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(v, after, 0)
-    if activation == "tanh":
-        return torch.ops.aten.tanh_backward(v, after)
-    if activation == "gelu":
-        return torch.ops.aten.gelu_backward(v, before)
-    return v
+def _run(
+    inputs: Sequence[Any], activation: str | None, constants: tuple[Any, ...], needs: Sequence[bool]
+) -> tuple[Any, ...]:
+    """One call of the native side: the value, and the eight gradients or None where not needed."""
+    x, y, weight, bias, x_weights, y_weights, scales, coefficients = inputs
+    families, shapes, units, factors, estimator, size = constants
+    (n, d), m, p, dtype = x.shape, len(y), len(weight), DTYPES[x.dtype]
+    threads, number = torch.get_num_threads(), _NUMBERS[activation]
+    bias = None if bias is None else bias.detach().contiguous()
+    a, b = (None if w is None else doubles(w) for w in (x_weights, y_weights))
+    value = torch.empty((), dtype=x.dtype, device=CPU)
+    v_x, v_y, v_weight, v_bias, v_a, v_b = (
+        torch.empty(t.shape, dtype=t.dtype, device=CPU) if need and t is not None else None
+        for t, need in zip((x, y, weight, bias, a, b), needs, strict=False)
+    )
+    v_scales = v_coefficients = None
+    if needs[6] or needs[7]:  # the core makes both or neither
+        v_scales = torch.empty(len(families), dtype=torch.float64, device=CPU)
+        v_coefficients = torch.empty_like(v_scales)
+    # Behind the scratch space lie the factors that were used.
+    scratch, tail = buffer(
+        native.projected_mmd2_workspace(n, m, d, p, dtype, number, estimator, size, threads, units),
+        len(families),
+    )
+    base = scratch.data_ptr()
+    native.projected_mmd2(
+        x.data_ptr(),
+        y.data_ptr(),
+        n,
+        m,
+        d,
+        x.stride(),
+        y.stride(),
+        dtype,
+        weight.data_ptr(),
+        p,
+        weight.stride(),
+        address(bias),
+        number,
+        address(a),
+        address(b),
+        factors,
+        families,
+        scales.data_ptr(),
+        coefficients.data_ptr(),
+        shapes,
+        units,
+        estimator,
+        size,
+        value.data_ptr(),
+        address(v_x),
+        address(v_y),
+        address(v_weight),
+        address(v_bias),
+        address(v_a),
+        address(v_b),
+        address(v_scales),
+        address(v_coefficients),
+        base + tail,
+        base,
+        threads,
+    )
+    return value, v_x, v_y, v_weight, v_bias, v_a, v_b, v_scales, v_coefficients
 
 
 def _second(
     ctx: Any, inputs: Sequence[Any], needs: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """The gradients tied to the inputs, for a second derivative."""
-    families, shapes, units, factors, _, estimator, size, _ = ctx.constants
+    families, shapes, units, factors, estimator, size = ctx.constants
     terms = Terms(families, inputs[6], inputs[7], shapes, units, factors)
     value = _composed(inputs, terms, ctx.activation, estimator, size)
     wanted = [i for i, need in zip(inputs, needs, strict=True) if need]

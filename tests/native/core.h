@@ -41,6 +41,7 @@ void concurrent_calls();
 void interruptions();
 void workspaces();
 void lines();
+void learned_maps();
 void random_features();
 void numbers_that_are_none_among_features();
 void interrupted_features();

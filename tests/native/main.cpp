@@ -27,6 +27,7 @@ const Group groups[] = {
     {"interruptions", interruptions, false},
     {"workspaces", workspaces},
     {"lines", lines, false},
+    {"learned_maps", learned_maps, false},
     {"random_features", random_features},
     {"numbers_that_are_none_among_features", numbers_that_are_none_among_features},
     {"interrupted_features", interrupted_features, false},
