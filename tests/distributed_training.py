@@ -1,0 +1,104 @@
+"""A training by Lightning in two processes that it starts itself: run by the tests as a script.
+
+``python distributed_training.py FOLDER`` leaves the losses of each step and the parameters that
+they end in as ``FOLDER/RANK.pt``.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from distributed_worker import CLASSES
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastmmd.train import Aligner
+
+EPOCHS, SIZE, ROWS = 10, 13, 120  # 9 batches of 13 samples an epoch and one of 3
+SHARE = 8  # of a batch belongs to the first of two processes, of the last one two samples
+
+
+class Losses(L.Callback):
+    """The objective of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+        self.steps.append(outputs["loss"].clone())
+
+
+def own(indices: list[int], rank: int | None) -> list[int]:
+    """The part of a batch that a process has; all of it for None."""
+    share = min(SHARE, len(indices) - 1)
+    return {None: indices, 0: indices[:share], 1: indices[share:]}[rank]
+
+
+def batches(seed: int, rank: int | None) -> list[list[int]]:
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [own(order[i : i + SIZE], rank) for i in range(0, ROWS, SIZE)]
+
+
+def points(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(ROWS, 4, generator=generator, dtype=torch.float64)
+    return inputs + seed, inputs[:, :CLASSES].argmax(1)
+
+
+def train(alignment: str, rank: int | None) -> dict[str, Tensor]:
+    """Losses [steps] and parameters, of a process of two or, for None, of one with all samples."""
+    torch.manual_seed(1)
+    aligner = Aligner(
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh()),
+        nn.Sequential(nn.Linear(8, 6), nn.Tanh()),
+        nn.Linear(6, CLASSES),
+        CLASSES,
+        alignment=alignment,
+        global_batch=True,
+        optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.5),
+    )
+    loaders = {
+        "source": DataLoader(TensorDataset(*points(0)), batch_sampler=batches(0, rank)),
+        "target": DataLoader(TensorDataset(points(1)[0]), batch_sampler=batches(1, rank)),
+    }
+    losses = Losses()
+    parallel = {
+        "devices": 2,
+        "strategy": DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60)),
+        "use_distributed_sampler": False,
+    }
+    trainer = L.Trainer(
+        **(parallel if rank is not None else {"devices": 1}),
+        accelerator="cpu",
+        precision="64-true",
+        max_epochs=EPOCHS,
+        callbacks=[losses],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(aligner, CombinedLoader(loaders, "min_size"))
+    logged = {k: v for k, v in trainer.callback_metrics.items() if k != "train_loss"}
+    return {"losses": torch.stack(losses.steps), **logged, **aligner.state_dict()}
+
+
+def main() -> None:
+    import os
+
+    torch.set_num_threads(1)
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    found = {alignment: train(alignment, rank) for alignment in ("dan", "jan")}
+    torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
