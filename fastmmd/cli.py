@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import fastmmd
-from fastmmd._extras import MissingExtraError
+from fastmmd._extras import MissingExtraError, require_extra
 from fastmmd._options import positive
 from fastmmd._output import OutputError
 from fastmmd.compare.options import (
@@ -24,6 +24,14 @@ from fastmmd.compare.reading import InputError
 from fastmmd.info import info
 
 __all__ = ["main"]
+
+# The commands of fastmmd.train, which takes seconds to import.
+TRAINING = {
+    "fit": "train a model as a configuration file says; resume with --ckpt_path last",
+    "validate": "measure a trained model on the validation data",
+    "test": "measure a trained model on the test data",
+    "predict": "write a trained model's predictions to a file",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,6 +125,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add_sketch_arguments(command)
     command.set_defaults(run=run_sketch)
+
+    for name, what in TRAINING.items():
+        # Lightning's command line parses what follows, so here an option is a word like others.
+        command = commands.add_parser(name, help=what, add_help=False, prefix_chars="\0")
+        command.add_argument("arguments", nargs="*")
+        command.set_defaults(run=run_training, command=name, threads=None)
     return root
 
 
@@ -171,6 +185,16 @@ def run_sketch(options: argparse.Namespace) -> int:
         columns=options.columns,
     )
     return 0
+
+
+def run_training(options: argparse.Namespace) -> int:
+    """``fastmmd fit`` and the commands that use what it trained."""
+    require_extra(
+        f"fastmmd {options.command}", "train", "lightning", "torchmetrics", "jsonargparse"
+    )
+    from fastmmd.train.main import run
+
+    return run([options.command, *options.arguments])
 
 
 def fail(message: str) -> int:

@@ -61,7 +61,14 @@ def test_resumed_training_is_that_without_a_stop(workers: int, tmp_path: Path) -
         labels = torch.arange(96) % 3
         source = TensorDataset(torch.eye(3)[labels][:, :2], labels)
         network = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 4))
-        aligner = Aligner(nn.Linear(2, 8), network, nn.Linear(4, 3), num_classes=3)
+        aligner = Aligner(
+            nn.Linear(2, 8),
+            network,
+            nn.Linear(4, 3),
+            num_classes=3,
+            # With it Lightning asks for the loaders before it knows the epoch.
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
+        )
         data = DomainPair(source, Noisy(), source_val=source, batch_size=32, num_workers=workers)
         trainer = L.Trainer(
             max_epochs=3,

@@ -11,7 +11,9 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-__all__ = ["SIDE", "ClutteredDigits", "Domains", "make_domains"]
+from fastmmd.train import DomainPair
+
+__all__ = ["SIDE", "ClutteredDigits", "DigitsPair", "Domains", "make_domains"]
 
 SIDE = 28  # pixels per side of an image, after enlarging the 8 x 8 scans
 CONTRAST = 0.7  # brightest possible clutter; a full stroke of a digit is 1
@@ -119,3 +121,23 @@ def make_domains(seed: int) -> Domains:
         source_test=TensorDataset(digits[part["source_test"]], labels[part["source_test"]]),
         target_test=TensorDataset(target_test, labels[part["target_test"]].repeat(TEST_PATCHES)),
     )
+
+
+class DigitsPair(DomainPair):
+    """The demo's two domains as a data module, for ``fastmmd fit``.
+
+    Args:
+        batch_size: Samples per domain and step.
+        seed: Seed of the split, of the clutter and of the order.
+    """
+
+    def __init__(self, batch_size: int = 128, seed: int = 0) -> None:
+        domains = make_domains(seed)
+        super().__init__(
+            domains.source_train,
+            domains.target_train,
+            source_val=domains.source_test,
+            target_val=domains.target_test,
+            batch_size=batch_size,
+            seed=seed,
+        )

@@ -6,11 +6,8 @@ and the aligned model see the same target batches as well; they differ in the we
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
@@ -27,6 +24,7 @@ from fastmmd.functional import mmd2
 from fastmmd.kernels import Gaussian
 from fastmmd.train import Aligner, DomainPair
 from fastmmd.train.aligner import TargetForward
+from fastmmd.train.quiet import quiet_lightning
 
 __all__ = [
     "MODELS",
@@ -213,20 +211,6 @@ class Recorder(L.Callback):
         for name, values in self.history.items():
             values.append(100 * float(trainer.callback_metrics[f"val_{name}"]))
         self.on_epoch(*(values[-1] for values in self.history.values()))
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keeps away what Lightning says about devices, workers and its own products."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @torch.no_grad()

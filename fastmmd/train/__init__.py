@@ -34,6 +34,7 @@ from fastmmd.train.distillation import L2SP, Distillation, distillation_loss  # 
 from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
 from fastmmd.train.finetuner import FineTuner  # noqa: E402
 from fastmmd.train.freezing import GradualUnfreezing, Stages  # noqa: E402
+from fastmmd.train.networks import Stack  # noqa: E402
 from fastmmd.train.schedule import alignment_weight  # noqa: E402
 from fastmmd.train.shuffling import EpochSeed, EpochShuffle  # noqa: E402
 from fastmmd.train.tasks import Task  # noqa: E402
@@ -72,6 +73,7 @@ __all__ = [
     "Outputs",
     "Pooled",
     "Ranking",
+    "Stack",
     "Stages",
     "Task",
     "Validator",

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from fastmmd.train.alignments import Activations, as_alignment, total
@@ -127,7 +128,7 @@ class Aligner(L.LightningModule):
         target_forward: TargetForward = "joint",
         global_batch: bool = False,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = adam,
-        scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:

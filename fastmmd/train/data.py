@@ -119,8 +119,8 @@ class DomainPair(L.LightningDataModule):
         self.target_labelled = target_labelled
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = new_seed() if seed is None else seed
         self.collate_fn = collate_fn
+        self.seed = new_seed() if seed is None else seed
 
     def train_dataloader(self) -> CombinedLoader:
         """One batch of each domain per step."""
@@ -139,12 +139,7 @@ class DomainPair(L.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The source loader, then that of the target, as far as they are given."""
         return [
-            DataLoader(
-                dataset,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                collate_fn=self.collate_fn,
-            )
+            self._in_order(dataset)
             for dataset in (self.source_val, self.target_val)
             if dataset is not None
         ]
@@ -152,6 +147,18 @@ class DomainPair(L.LightningDataModule):
     def source_labels(self) -> Tensor | None:
         """The labels of all sources, where they are known."""
         return known_labels(ConcatDataset(self.sources))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The target in its order."""
+        return self._in_order(self.target)
+
+    def _in_order(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+        )
 
     def _train_loader(self, dataset: Dataset[Any], stream: int) -> DataLoader[Any]:
         sampler = EpochShuffle(

@@ -25,9 +25,14 @@ def new_seed() -> int:
 
 def first_epoch(trainer: L.Trainer | None) -> int:
     """The epoch that the next training loader begins with: later than 0 in a resumed training."""
-    # Not current_epoch: that of a checkpoint made at the end of an epoch is still this epoch's.
     if trainer is None:
         return 0
+    # A schedule of the learning rate makes Lightning ask for loaders before it has restored its
+    # own progress. Not current_epoch: at the end of an epoch, in a checkpoint, it is still that.
+    connector: Any = getattr(trainer, "_checkpoint_connector", None)
+    loops = getattr(connector, "_loaded_checkpoint", {}).get("loops")
+    if loops:
+        return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"])
     progress: Any = trainer.fit_loop.epoch_progress.current
     return int(progress.processed)
 
