@@ -24,6 +24,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from fastmmd.train import (
     L2SP,
+    BalancedSampler,
     Distillation,
     DomainPair,
     FineTuner,
@@ -31,7 +32,6 @@ from fastmmd.train import (
     Stages,
     Task,
     balanced_class_weights,
-    balanced_sampler,
     distillation_loss,
     labels_of,
 )
@@ -408,13 +408,15 @@ def test_class_weights_are_counted_when_the_fit_begins() -> None:
 
 def test_balanced_sampling_draws_each_class_as_often() -> None:
     labels = unequal()
-    drawn = labels[list(balanced_sampler(labels, 30000, seed=0))]
+    drawn = labels[list(BalancedSampler(labels, 30000, seed=0))]
     counts = drawn.bincount(minlength=3) / 30000
     # 5 standard deviations of a share of 1/3 in 30000 draws
     assert float((counts - 1 / 3).abs().max()) < 5 * math.sqrt(2 / 9 / 30000)
-    assert len(list(balanced_sampler(labels))) == 100
-    again = [list(balanced_sampler(labels, seed=3)) for _ in range(2)]
-    assert again[0] == again[1]
+    assert len(list(BalancedSampler(labels))) == 100
+    first, again = BalancedSampler(labels, seed=3), BalancedSampler(labels, seed=3, epoch=1)
+    draws = list(first)
+    first.set_epoch(1)  # as Lightning does, and a resumed training begins
+    assert list(first) == list(again) != draws
 
 
 def test_labels_of_datasets() -> None:
@@ -686,9 +688,9 @@ def test_finetuner_rejects(options: dict[str, Any], message: str) -> None:
         (lambda: distillation_loss(torch.zeros(2, 3), torch.zeros(2, 4)), r"\[2, 3\] and \[2, 4\]"),
         (lambda: balanced_class_weights([0, 5], 3), "lie between 0 and 5"),
         (lambda: balanced_class_weights([0.5], 3), r"whole numbers \[n\]"),
-        (lambda: balanced_sampler([]), "needs labels; got none"),
-        (lambda: balanced_sampler([0, 1], 0), "num_samples must be at least 1; got 0"),
-        (lambda: balanced_sampler([-1, 1]), "labels must not be negative; got -1"),
+        (lambda: BalancedSampler([]), "needs labels; got none"),
+        (lambda: BalancedSampler([0, 1], 0), "num_samples must be at least 1; got 0"),
+        (lambda: BalancedSampler([-1, 1]), "labels must not be negative; got -1"),
         (lambda: GradualUnfreezing(-1), "unfreeze_backbone_at_epoch must not be negative; got -1"),
         (lambda: GradualUnfreezing(1, -2), "every must not be negative; got -2"),
     ],

@@ -25,7 +25,15 @@ _HINT = "; --columns names the ones to compare"
 
 
 class InputError(ValueError):
-    """A file that cannot be compared; the message names it and says why."""
+    """A file that cannot be used; the message names it and says why.
+
+    Attributes:
+        problem: The message without the hint at an option of the command line.
+    """
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem + hint)
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ def aligned(a: Table, b: Table) -> tuple[Table, Table]:
         if only_a or only_b or wide != other:
             raise InputError(
                 f"{a.path} and {b.path} have different columns: {some(only_a)} only in the first,"
-                f" {some(only_b)} only in the second" + _HINT
+                f" {some(only_b)} only in the second",
+                _HINT,
             )
         raise InputError(
             f"{a.path} and {b.path} repeat names of columns, in different orders, so their columns"
@@ -314,7 +323,7 @@ def _read_csv(path: str, columns: Sequence[str] | None, delimiter: str | None = 
 def csv_layout(path: str, columns: Sequence[str] | None, delimiter: str | None) -> Layout:
     """How the text is laid out, by its first line."""
     delimiter = delimiter or _delimiter(path)
-    first = next((cells for _, cells in _rows(path, delimiter)), None)
+    first = next((cells for _, cells in text_rows(path, delimiter)), None)
     if first is None:
         raise InputError(f"{path}: is empty")
     # A row is a header if it has a word, or if its first cell alone is empty, as above an index.
@@ -367,7 +376,7 @@ def _numbers(path: str, layout: Layout) -> npt.NDArray[Any]:
         values = _fast(itertools.islice(_nonempty(file), skip, None), layout)
     if values is not None:
         return values
-    return _slow(path, layout, itertools.islice(_rows(path, layout.delimiter), skip, None))
+    return _slow(path, layout, itertools.islice(text_rows(path, layout.delimiter), skip, None))
 
 
 def _fast(lines: Iterator[str], layout: Layout) -> npt.NDArray[Any] | None:
@@ -416,7 +425,7 @@ def _cell(path: str, line: int, cell: str, index: int, names: Sequence[str] | No
             f"{path}: line {line} has nothing in {label}; drop or fill such rows first"
         )
     shown = cell.strip() if len(cell.strip()) <= 40 else cell.strip()[:37] + "..."
-    raise InputError(f"{path}: line {line} has text in {label}: {shown!r}" + _HINT)
+    raise InputError(f"{path}: line {line} has text in {label}: {shown!r}", _HINT)
 
 
 def _number(cell: str) -> float | None:
@@ -432,7 +441,7 @@ def _nonempty(lines: Iterable[str]) -> Iterator[str]:
     return (line for line in lines if line.strip())
 
 
-def _rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def text_rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Numbers of the lines, from 1, and their cells; empty lines are left out."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         yield from _cells(file, delimiter)
@@ -527,7 +536,7 @@ def _is_number(types: Any, kind: Any) -> bool:
 
 def _not_numbers(path: str, name: str, kind: Any) -> NoReturn:
     what = "text" if str(kind) in ("string", "large_string", "string_view") else f"values of {kind}"
-    raise InputError(f"{path}: column {name!r} holds {what}, not numbers" + _HINT)
+    raise InputError(f"{path}: column {name!r} holds {what}, not numbers", _HINT)
 
 
 def _parquet_column(path: str, name: str, column: Any, pa: Any, first_row: int) -> npt.NDArray[Any]:

@@ -25,11 +25,20 @@ from fastmmd.train.alignments import (  # noqa: E402
 )
 from fastmmd.train.backbones import Pooled, load_backbone, remove_last_layer  # noqa: E402
 from fastmmd.train.balance import (  # noqa: E402
+    BalancedSampler,
     balanced_class_weights,
-    balanced_sampler,
     labels_of,
 )
 from fastmmd.train.data import DomainPair  # noqa: E402
+from fastmmd.train.datasets import (  # noqa: E402
+    Digits,
+    DomainData,
+    ImageFolders,
+    ImageTransform,
+    Samples,
+    Tables,
+    Texts,
+)
 from fastmmd.train.distillation import L2SP, Distillation, distillation_loss  # noqa: E402
 from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
 from fastmmd.train.finetuner import FineTuner  # noqa: E402
@@ -59,27 +68,34 @@ __all__ = [
     "AdversarialAlignment",
     "Aligner",
     "Alignment",
+    "BalancedSampler",
     "ClassConditionalAlignment",
     "ConditionalAdversarialAlignment",
+    "Digits",
     "Distillation",
+    "DomainData",
     "DomainPair",
     "EpochSeed",
     "EpochShuffle",
     "FineTuner",
     "GradualUnfreezing",
+    "ImageFolders",
+    "ImageTransform",
     "JointAlignment",
     "LayerwiseAlignment",
     "LocalAlignment",
     "Outputs",
     "Pooled",
     "Ranking",
+    "Samples",
     "Stack",
     "Stages",
+    "Tables",
     "Task",
+    "Texts",
     "Validator",
     "alignment_weight",
     "balanced_class_weights",
-    "balanced_sampler",
     "collect",
     "density_ratio",
     "distillation_loss",

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    ConcatDataset,
-    Dataset,
-    Subset,
-    TensorDataset,
-    WeightedRandomSampler,
-    default_collate,
-)
+from torch.utils.data import Dataset, WeightedRandomSampler, default_collate
 
-from fastmmd.train.batches import joined
+from fastmmd.train.data import known_labels
+from fastmmd.train.shuffling import new_seed, seed_of
 
-__all__ = ["balanced_class_weights", "balanced_sampler", "labels_of"]
+__all__ = ["BalancedSampler", "balanced_class_weights", "labels_of"]
 
 
 def balanced_class_weights(labels: Tensor | Sequence[int], num_classes: int) -> Tensor:
@@ -45,50 +39,66 @@ def balanced_class_weights(labels: Tensor | Sequence[int], num_classes: int) -> 
     return counts.sum() / (num_classes * counts.float())
 
 
-def balanced_sampler(
-    labels: Tensor | Sequence[int],
-    num_samples: int | None = None,
-    *,
-    seed: int | None = None,
-) -> WeightedRandomSampler:
+class BalancedSampler(WeightedRandomSampler):
     """Draws samples with replacement, each class as often as any other.
 
-    For a ``DataLoader``; with several processes Lightning shares its draws out among them.
+    For a ``DataLoader``. The draws of an epoch follow from the seed and the epoch, so a resumed
+    training sees those of an uninterrupted one; give ``generator`` to the loader as well. With
+    several processes Lightning shares the draws out among them.
 
     Args:
         labels: Classes [n] of the dataset, in its order.
         num_samples: Draws per epoch; default n.
-        seed: Of the draws. Default: torch's global generator.
+        seed: Of the draws. Default: drawn from torch's global random numbers.
+        epoch: The epoch to begin with.
 
     Raises:
-        ValueError: There are no labels, or one is negative.
+        ValueError: There are no labels, or one is negative, or ``num_samples`` is less than 1.
 
     Example:
-        >>> sampler = balanced_sampler([0] * 90 + [1] * 10, 1000, seed=0)
+        >>> sampler = BalancedSampler([0] * 90 + [1] * 10, 1000, seed=0)
         >>> 450 < sum(index >= 90 for index in sampler) < 550
         True
     """
-    labels = torch.as_tensor(labels)
-    if labels.numel() == 0:
-        raise ValueError("balanced_sampler needs labels; got none")
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1; got {num_samples!r}")
-    present, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
-    if present[0] < 0:
-        raise ValueError(f"labels must not be negative; got {int(present[0])}")
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    weights = (1.0 / counts.double())[inverse]
-    return WeightedRandomSampler(
-        weights.tolist(), num_samples or len(labels), replacement=True, generator=generator
-    )
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        num_samples: int | None = None,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+    ) -> None:
+        labels = torch.as_tensor(labels)
+        if labels.numel() == 0:
+            raise ValueError("BalancedSampler needs labels; got none")
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1; got {num_samples!r}")
+        present, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+        if present[0] < 0:
+            raise ValueError(f"labels must not be negative; got {int(present[0])}")
+        super().__init__(
+            (1.0 / counts.double())[inverse].tolist(),
+            num_samples or len(labels),
+            replacement=True,
+            generator=torch.Generator(),
+        )
+        self.seed = new_seed() if seed is None else seed
+        self.epoch = -1
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begins an epoch; nothing for the current one. Lightning calls it."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.generator.manual_seed(seed_of(self.seed, epoch))
 
 
 def labels_of(dataset: Dataset[Any]) -> Any:
     """The labels of a dataset of ``(inputs, label)``, in its order.
 
-    Read from ``labels`` or ``targets`` where the dataset has them (those of fastmmd and torchvision
-    do), from the second tensor of a ``TensorDataset``, through ``Subset`` and ``ConcatDataset``;
-    any other is gone through sample by sample.
+    Read from where the dataset has them at hand (``labels``, ``targets``, the second tensor of a
+    ``TensorDataset``, also through ``Subset`` and ``ConcatDataset``), else sample by sample.
 
     Returns:
         A tensor [n] or, where a label is a vector, [n, k]; a mapping of those where it is a mapping
@@ -97,19 +107,9 @@ def labels_of(dataset: Dataset[Any]) -> Any:
     Raises:
         ValueError: A sample has no label.
     """
-    for attribute in ("labels", "targets"):
-        labels = getattr(dataset, attribute, None)
-        if labels is not None:
-            return labels if isinstance(labels, Mapping) else torch.as_tensor(labels)
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1:
-        return dataset.tensors[1]
-    if isinstance(dataset, Subset):
-        labels, indices = labels_of(dataset.dataset), torch.as_tensor(dataset.indices)
-        if isinstance(labels, Mapping):
-            return {task: torch.as_tensor(of_task)[indices] for task, of_task in labels.items()}
-        return labels[indices]
-    if isinstance(dataset, ConcatDataset):
-        return joined([labels_of(part) for part in dataset.datasets])
+    known = known_labels(dataset)
+    if known is not None:
+        return known
     samples = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
     if any(not isinstance(sample, (tuple, list)) or len(sample) < 2 for sample in samples):
         raise ValueError(f"{type(dataset).__name__} has samples without labels")
