@@ -59,7 +59,7 @@ def test_no_race_where_there_is_none(programs: Callable[..., Path]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", ["shared", "global", "reuse", "wgmma"])
+@pytest.mark.parametrize("kind", ["shared", "cluster", "global", "reuse", "wgmma"])
 def test_races_are_reported(programs: Callable[..., Path], kind: str) -> None:
     done = run(programs("faults", "thread"), kind)
     assert "WARNING: ThreadSanitizer: data race" in done.stderr

@@ -270,11 +270,42 @@ FASTMMD_PTX uint32_t cluster_rank() {
   return rank;
 }
 
-// All threads of the cluster. The first before the first remote access, the last before the end.
+// A barrier of all threads of the cluster, in two halves: each thread calls them in turn. What came
+// before `arrive` is seen by all after `wait`; before `arrive_relaxed` only what was read counts,
+// as having been read.
+FASTMMD_PTX void cluster_arrive() {
+  FASTMMD_SM90("barrier.cluster.arrive.release.aligned;" :: : "memory");
+}
+FASTMMD_PTX void cluster_arrive_relaxed() {
+  FASTMMD_SM90("barrier.cluster.arrive.relaxed.aligned;" :: : "memory");
+}
+FASTMMD_PTX void cluster_wait() {
+  FASTMMD_SM90("barrier.cluster.wait.acquire.aligned;" :: : "memory");
+}
+
+// Both. One before the first remote access, one before the end.
 FASTMMD_PTX void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+// What lies at this place of the shared memory of block `rank` of the cluster. All 16 bytes at once
+// need an address that is a multiple of 16.
+FASTMMD_PTX float load_cluster(const float* shared, uint32_t rank) {
+  float x = 0;
   FASTMMD_SM90(
-      "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" :: : "memor"
-                                                                                           "y");
+      "{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %1, %2;"
+      " ld.shared::cluster.f32 %0, [remote]; }" : "=f"(x) : "r"(shared_address(shared)),
+      "r"(rank) : "memory");
+  return x;
+}
+FASTMMD_PTX float4 load_cluster(const float4* shared, uint32_t rank) {
+  float4 x{0, 0, 0, 0};
+  FASTMMD_SM90(
+      "{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %4, %5;"
+      " ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote]; }" : "=f"(x.x),
+      "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(shared_address(shared)), "r"(rank) : "memory");
+  return x;
 }
 
 // Orders this thread's own writes to shared memory before what TMA and wgmma do with it.

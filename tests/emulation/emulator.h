@@ -5,7 +5,8 @@
 // then; dynamic shared memory starts as NaN; the order of threads and blocks can be shuffled
 // (FASTMMD_EMULATION_SEED); a block that cannot go on, an index past shared memory, a collective
 // that not all of its threads reach or a misaligned address ends the launch with an exception that
-// names the thread. FASTMMD_EMULATION_THREADS (2) blocks or clusters run at a time.
+// names the thread. FASTMMD_EMULATION_THREADS (2) blocks or clusters run at a time. The device says
+// of itself that its compute capability is FASTMMD_EMULATION_MAJOR (9).0.
 #pragma once
 
 #include <cstddef>
@@ -42,16 +43,22 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster,
 // Ends the launch with a Fault that names the calling thread.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+// The number that an environment variable has, or else this one.
+uint64_t setting(const char* variable, uint64_t otherwise);
+
 char* dynamic_shared();
 unsigned lane();
 unsigned cluster_rank();
 
 // Addresses as instructions see them: bytes from the start of the block's shared memory, which is
-// only the dynamic one here. `shared_pointer` is the inverse, of this block or of one of its
+// only the dynamic one here. (Static arrays are one for all blocks of a cluster: kernels of
+// clusters must not have them.) `shared_pointer` is the inverse, of this block or of one of its
 // cluster.
 uint32_t shared_address(const void* pointer);
 char* shared_pointer(uint32_t address);
 char* shared_pointer(uint32_t address, unsigned rank);
+// What lies at that place in another block of the cluster.
+void load_cluster(void* to, const void* place, size_t bytes, unsigned rank);
 void check_aligned(const void* pointer, size_t bytes, const char* what);
 
 // Where the lanes of `mask`, or all 128 threads of a warpgroup, meet. The last to come calls
@@ -68,7 +75,8 @@ uint32_t ballot(const char* what, uint32_t mask, bool vote);
 
 // Barriers of the block (bar.sync, bar.arrive) and of the cluster.
 void barrier(unsigned id, unsigned threads, bool wait, const char* what);
-void cluster_barrier();
+void cluster_arrive(bool releases);
+void cluster_wait();
 // __syncthreads; the number of threads that voted for.
 unsigned vote_barrier(bool vote);
 

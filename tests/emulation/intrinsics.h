@@ -70,7 +70,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = 4; break;
     case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = int(emulation::setting("FASTMMD_EMULATION_MAJOR", 9));
+      break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
     default: return cudaErrorInvalidValue;

@@ -309,12 +309,19 @@ class Pool {
   std::vector<std::unique_ptr<Worker>> idle_;
 };
 
+std::atomic<uint64_t> launches{0};
+
+}  // namespace
+
+// For tests, of the library that they have loaded.
+extern "C" __attribute__((visibility("default"))) uint64_t fastmmd_emulation_launches() {
+  return launches;
+}
+
 uint64_t setting(const char* variable, uint64_t otherwise) {
   const char* text = std::getenv(variable);
   return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
 }
-
-}  // namespace
 
 Worker::~Worker() {
   for (const Stack& stack : stacks) munmap(stack.memory - guard_bytes, guard_bytes + stack_bytes);
@@ -368,6 +375,7 @@ void fail(const char* format, ...) {
 
 void run(dim3 size, dim3 block, size_t shared_bytes, unsigned cluster,
          const std::function<void()>& kernel) {
+  ++launches;
   Grid grid{.size = size,
             .block = block,
             .shared_bytes = shared_bytes,

@@ -9,23 +9,28 @@ namespace {
 
 constexpr unsigned shared_origin = 1024;  // address of the first dynamic byte: 0 is no address
 
-void arrive(Barrier& barrier, unsigned threads, bool wait, const char* what) {
-  const Quiet quiet;
+// Returns the phase that the caller is counted in.
+unsigned arrive(Barrier& barrier, unsigned threads, const char* what, bool releases = true) {
   if (barrier.arrived && barrier.threads != threads)
     fail("%s: %u threads are named, others named %u", what, threads, barrier.threads);
   barrier.threads = threads;
-  char* order = &barrier.phases.order[barrier.phases.current % 2];
-  release(order);
+  const unsigned phase = barrier.phases.current;
+  if (releases) release(&barrier.phases.order[phase % 2]);
   if (++barrier.arrived == threads) {
     ++barrier.phases.current;
     barrier.arrived = 0;
     barrier.result = std::exchange(barrier.votes, 0);  // stays until all of the next have arrived
     wake_all(barrier.waiting);
-  } else if (wait) {
+  }
+  return phase;
+}
+
+void wait(Barrier& barrier, unsigned phase, const char* what) {
+  if (barrier.phases.current == phase) {
     barrier.waiting.push_back(worker->self);
     park(what);
   }
-  if (wait) acquire(order);
+  acquire(&barrier.phases.order[phase % 2]);
 }
 
 // The same in every block of a cluster for a place in dynamic shared memory.
@@ -70,6 +75,14 @@ char* shared_pointer(uint32_t address, unsigned rank) {
 
 char* shared_pointer(uint32_t address) {
   return shared_pointer(address, worker->self->block->rank);
+}
+
+void load_cluster(void* to, const void* place, size_t bytes, unsigned rank) {
+  check_aligned(place, bytes, "a load from the cluster");
+  const char* from = shared_pointer(shared_address(place), rank);
+  reads(from, bytes);
+  const Quiet quiet;
+  std::memcpy(to, from, bytes);
 }
 
 void check_aligned(const void* pointer, size_t bytes, const char* what) {
@@ -177,23 +190,37 @@ void meet_warpgroup_in_order(const char* what, void* brought, void (*compute)(vo
   acquire(&warpgroup());
 }
 
-void barrier(unsigned id, unsigned threads, bool wait, const char* what) {
+void barrier(unsigned id, unsigned threads, bool waits, const char* what) {
   if (id >= 16) fail("%s: there are barriers 0 to 15, not %u", what, id);
   if (threads > worker->grid->num_threads || threads % 32)
     fail("%s: %u threads of %u", what, threads, worker->grid->num_threads);
-  arrive(worker->self->block->barriers[id], threads, wait, what);
+  const Quiet quiet;
+  Barrier& named = worker->self->block->barriers[id];
+  const unsigned phase = arrive(named, threads, what);
+  if (waits) wait(named, phase, what);
 }
 
 unsigned vote_barrier(bool vote) {
+  const Quiet quiet;
   Barrier& barrier = worker->self->block->barriers[0];
   barrier.votes += vote;
-  arrive(barrier, worker->grid->num_threads, true, "__syncthreads");
+  wait(barrier, arrive(barrier, worker->grid->num_threads, "__syncthreads"), "__syncthreads");
   return barrier.result;
 }
 
-void cluster_barrier() {
-  arrive(worker->cluster, worker->grid->num_threads * worker->grid->cluster, true,
-         "the cluster barrier");
+void cluster_arrive(bool releases) {
+  const Quiet quiet;
+  int64_t& phase = worker->self->cluster_phase;
+  if (phase >= 0) fail("two arrivals at the cluster barrier without a wait");
+  const unsigned threads = worker->grid->num_threads * worker->grid->cluster;
+  phase = arrive(worker->cluster, threads, "the cluster barrier", releases);
+}
+
+void cluster_wait() {
+  const Quiet quiet;
+  const int64_t phase = std::exchange(worker->self->cluster_phase, -1);
+  if (phase < 0) fail("a wait at the cluster barrier without an arrival");
+  wait(worker->cluster, unsigned(phase), "the cluster barrier");
 }
 
 // --- cp.async ------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ struct Fiber {
   unsigned linear = 0;
   const char* waits_for = nullptr;  // null while it can run
   bool ended = false;
-  std::vector<Copy> copies;      // cp.async not waited for
+  int64_t cluster_phase = -1;  // of the cluster barrier, that it has arrived at and not waited for
+  std::vector<Copy> copies;    // cp.async not waited for
   std::deque<size_t> committed;  // copies in each group, oldest first
 };
 

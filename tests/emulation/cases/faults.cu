@@ -17,9 +17,10 @@ void check(bool good, const std::string& what) {
   failures += !good;
 }
 
-bool message_of(const std::string& expected, void (*kernel)(), unsigned threads) {
+bool message_of(const std::string& expected, void (*kernel)(), unsigned threads,
+                unsigned cluster = 1) {
   try {
-    launch(kernel, 1, threads, 1024, nullptr);
+    launch_cluster(kernel, cluster, threads, 1024, nullptr, cluster);
   } catch (const emulation::Fault& fault) {
     std::printf("     %s\n", fault.what());
     return std::string(fault.what()).find(expected) != std::string::npos;
@@ -102,13 +103,47 @@ void test_async_faults() {
   check(message_of("not initialised", no_init, 32), "an mbarrier that was not initialised");
 }
 
-// --- for ThreadSanitizer
-// ----------------------------------------
+__global__ void no_cluster_arrival() { ptx::cluster_wait(); }
+__global__ void two_cluster_arrivals() {
+  ptx::cluster_arrive();
+  ptx::cluster_arrive();
+}
+__global__ void missed_cluster_barrier() {
+  if (ptx::cluster_rank() == 0) ptx::cluster_sync();
+}
+__global__ void no_such_rank() {
+  ptx::cluster_sync();
+  ptx::load_cluster(reinterpret_cast<float*>(dynamic_shared()), 2);
+}
+__global__ void misaligned_four() {
+  ptx::cluster_sync();
+  ptx::load_cluster(reinterpret_cast<float4*>(dynamic_shared() + 4), 1);
+}
+
+void test_cluster_faults() {
+  check(message_of("without an arrival", no_cluster_arrival, 32, 2), "a wait without an arrival");
+  check(message_of("two arrivals", two_cluster_arrivals, 32, 2), "arrivals without a wait");
+  check(message_of("wait for the cluster barrier", missed_cluster_barrier, 32, 2),
+        "a block that misses the cluster barrier");
+  check(message_of("block 2 is not in the cluster", no_such_rank, 32, 2), "a rank that is none");
+  check(message_of("a multiple of 16", misaligned_four, 32, 2), "a misaligned load of four");
+}
+
+// --- for ThreadSanitizer -------------------------------------------------------------------------
 
 __global__ void shared_race(int* out) {
   int* shared = reinterpret_cast<int*>(dynamic_shared());
   shared[threadIdx.x] = int(threadIdx.x);
   out[threadIdx.x] = shared[threadIdx.x ^ 1];  // no __syncwarp
+}
+// Another block reads what this one writes again.
+__global__ void cluster_race(float* out) {
+  float* own = reinterpret_cast<float*>(dynamic_shared());
+  own[threadIdx.x] = 1;
+  ptx::cluster_sync();
+  out[blockIdx.x * 32 + threadIdx.x] = ptx::load_cluster(own + threadIdx.x, blockIdx.x ^ 1);
+  own[threadIdx.x] = 2;  // no cluster barrier before it
+  ptx::cluster_sync();
 }
 __global__ void global_race(int* out) { *out = int(blockIdx.x); }
 
@@ -148,6 +183,7 @@ int fault(const std::string& which) {
   int ints[32] = {};
   float floats[256] = {};
   if (which == "shared") launch(shared_race, 1, 32, 1024, nullptr, ints);
+  else if (which == "cluster") launch_cluster(cluster_race, 2, 32, 1024, nullptr, 2, floats);
   else if (which == "global") launch(global_race, 2, 1, 0, nullptr, ints);
   else if (which == "reuse") launch(reuse_race, 1, 32, 1024, nullptr, floats, floats);
   else if (which == "wgmma") launch(wgmma_race, 1, 128, 8192, nullptr, floats);
@@ -164,5 +200,6 @@ int main(int argc, char** argv) {
   test_faults();
   test_missing_wait();
   test_async_faults();
+  test_cluster_faults();
   return failures != 0;
 }

@@ -210,6 +210,56 @@ void test_masks() {
   check(good, "half warps apart");
 }
 
+// --- clusters ------------------------------------------------------------------------------------
+
+// Each thread adds up what its place holds in all blocks of its cluster, twice.
+template <int blocks>
+__global__ void sum_cluster(const float4* x, float4* sums) {
+  float4* const own = reinterpret_cast<float4*>(dynamic_shared());
+  const int t = int(threadIdx.x), at = int(blockIdx.x * blockDim.x) + t;
+  for (int round = 0; round < 2; ++round) {
+    own[t] = x[at];
+    if (round) own[t].x = float(ptx::cluster_rank());
+    ptx::cluster_sync();
+    float4 sum{0, 0, 0, 0};
+    for (int rank = 0; rank < blocks; ++rank) {
+      const float4 other = ptx::load_cluster(own + t, rank);
+      sum.x += ptx::load_cluster(&own[t].x, rank);
+      sum.y = 2 * sum.y + other.y, sum.z += other.z, sum.w += other.w;
+    }
+    ptx::cluster_arrive_relaxed();
+    sums[round * int(gridDim.x * blockDim.x) + at] = sum;
+    ptx::cluster_wait();
+    ptx::cluster_sync();  // all that was read may be written to
+  }
+}
+
+template <int blocks>
+void test_cluster() {
+  constexpr int threads = 64, clusters = 3, count = clusters * blocks * threads;
+  const auto values = small_integers(size_t(count) * 4, 9);
+  std::vector<float4> x(count);
+  std::memcpy(x.data(), values.data(), count * sizeof(float4));
+  const Buffer<float4> of_x(x), of_sums(size_t(count) * 2);
+  const bool launched = launch_cluster(sum_cluster<blocks>, clusters * blocks, threads, 40 << 10,
+                                       nullptr, blocks, of_x.data(), of_sums.data()) == cudaSuccess;
+  const auto sums = of_sums.values();
+  bool good = launched;
+  for (int round = 0; round < 2; ++round)
+    for (int i = 0; i < count; ++i) {
+      const int first = i / (blocks * threads) * blocks * threads + i % threads;
+      float4 sum{0, 0, 0, 0};
+      for (int rank = 0; rank < blocks; ++rank) {
+        const float4 other = x[size_t(first + rank * threads)];
+        sum.x += round ? float(rank) : other.x;
+        sum.y = 2 * sum.y + other.y, sum.z += other.z, sum.w += other.w;
+      }
+      const float4 found = sums[size_t(round * count + i)];
+      good &= found.x == sum.x && found.y == sum.y && found.z == sum.z && found.w == sum.w;
+    }
+  check(good, "sums over a cluster of " + std::to_string(blocks));
+}
+
 // --- products of a warp --------------------------------------------------------------------------
 
 enum class Kind { tf32, bf16, half };
@@ -469,6 +519,12 @@ int main() {
   test_pipeline();
   int major = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+  if (major >= 9) {
+    test_cluster<1>();
+    test_cluster<2>();
+    test_cluster<4>();
+    test_cluster<8>();
+  }
   if (major == 9) {
     test_wgmma<Kind::tf32, 64, false, false, false>("tf32");
     test_wgmma<Kind::tf32, 256, true, false, false>("tf32, A in registers");

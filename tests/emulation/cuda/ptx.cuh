@@ -112,7 +112,16 @@ inline void wait(uint64_t* bar, uint32_t parity) { emulation::mbarrier_wait(bar,
 // --- clusters and TMA ----------------------------------------------------------------------------
 
 inline uint32_t cluster_rank() { return emulation::cluster_rank(); }
-inline void cluster_sync() { emulation::cluster_barrier(); }
+inline void cluster_arrive() { emulation::cluster_arrive(true); }
+inline void cluster_arrive_relaxed() { emulation::cluster_arrive(false); }
+inline void cluster_wait() { emulation::cluster_wait(); }
+inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
+template <class T>
+T load_cluster(const T* shared, uint32_t rank) {
+  T x;
+  emulation::load_cluster(&x, shared, sizeof x, rank);
+  return x;
+}
 inline void fence_proxy_async() {}
 inline void prefetch_tensor_map(const TensorMap*) {}
 void tma_load_2d_multicast(void* shared, const TensorMap* map, uint64_t* bar, int x, int y,
