@@ -86,7 +86,7 @@ def work(n: int, d: int, road: Road, gradients: bool) -> Work:
     if road.mode == FUSED:
         inner, outer = (2.0 * depth * rows**2,) * 2
         symmetric = "none"
-    if road.mode == SMALL:  # inner products again for each share of the gradient's columns
+    if road.mode == SMALL:
         inner, outer = (2.0 * d * (2 * n) ** 2,) * 2
         symmetric = "none"
     if road.operand == _roads.TF32X3:

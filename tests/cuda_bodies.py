@@ -240,6 +240,71 @@ def test_small(backend: Backend, kernel: str, estimator: str, weighted: bool) ->
             check(backend, cases(n, m, d, kernel, estimator, weighted=weighted))
 
 
+# Sizes by the rows of a thread block and the blocks of a cluster, where there are clusters.
+WIDE = {
+    "4 x 8": (9, 20, 1100),
+    "4 x 4": (40, 40, 1200),
+    "8 x 4": (70, 80, 130),
+    "16 x 4": (201, 99, 97),
+    "16 x 2": (270, 330, 40),
+}
+
+
+@pytest.mark.parametrize("size", WIDE)
+@pytest.mark.parametrize("kernel", ["mean", "energy"])
+def test_small_and_wide(backend: Backend, kernel: str, size: str) -> None:
+    with forced(mode="small"):
+        check(backend, cases(*WIDE[size], kernel))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_and_wide_of_half(backend: Backend, dtype: torch.dtype) -> None:
+    with forced(mode="small"):
+        check(backend, cases(40, 40, 1200, "mean", "unbiased", dtype=dtype, weighted=True))
+
+
+@pytest.mark.parametrize("size", WIDE)
+@pytest.mark.parametrize("wanted", [(), ("x",), ("y",), ("x_weights",)])
+def test_needs_of_small_and_wide(backend: Backend, size: str, wanted: tuple[str, ...]) -> None:
+    """What is asked for beside it changes no bit."""
+    case = make_case(0, *WIDE[size], "mean", weighted=True)
+    everything = ("x", "y", "x_weights", "y_weights")
+    with forced(mode="small"):
+        full = gradients_of(backend, case, everything)
+        for name, t in gradients_of(backend, case, wanted).items():
+            assert torch.equal(t, full[name])
+
+
+@pytest.mark.parametrize("exponent", [-60, 0, 60])
+@pytest.mark.parametrize("size", ["4 x 8", "16 x 4"])
+def test_near_rows_of_small_and_wide(backend: Backend, size: str, exponent: int) -> None:
+    """All rows twice: distances are made from differences."""
+    n, m, d = WIDE[size]
+    x = make_case(0, (n + m) // 2, 3, d).x.to(backend.device) * 2.0**exponent
+    for kernel in ("mean", "laplacian mean"):
+        k = make_kernel(kernel, d).to(backend.device)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        with forced(mode="small"):
+            value = fm.mmd2(a, b, k)
+        assert abs(float(value.detach())) <= 1e-6
+        for v in torch.autograd.grad(value, (a, b)):
+            assert float(v.abs().max()) * 2.0**exponent <= 1e-6
+
+
+def test_nan_of_small_and_wide(backend: Backend) -> None:
+    n, m, d = WIDE["4 x 4"]
+    case = make_case(0, n, m, d)
+    for column in (0, d // 2, d - 1):
+        x = case.x.clone()
+        x[3, column] = float("nan")
+        x, y = (t.to(backend.device).requires_grad_() for t in (x, case.y))
+        with forced(mode="small"):
+            value = fm.mmd2(x, y, fm.Gaussian(2.0))
+            v_x, _ = torch.autograd.grad(value, (x, y))
+        assert value.isnan()
+        assert v_x[3].isnan().all()
+
+
 @pytest.mark.parametrize("estimator", FEW)
 @pytest.mark.parametrize("kernel", [*FAMILIES, "sum", "mean"])
 def test_few_pairs(backend: Backend, kernel: str, estimator: str) -> None:
@@ -429,14 +494,17 @@ def test_constant_factors(backend: Backend) -> None:
         assert full[:, 5:].any()
 
 
-@pytest.mark.parametrize("mode", ["small", "panels", "fused"])
+@pytest.mark.parametrize("mode", ["small", "wide", "panels", "fused"])
 @pytest.mark.parametrize("kernel", ["mean", "energy"])
 def test_batches(backend: Backend, mode: str, kernel: str) -> None:
+    d = 5
+    if mode == "wide":
+        mode, d = "small", 600
     if mode == "fused" and not backend.has(MMA):
         pytest.skip("no tensor cores")
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(3, n, 5, generator=generator).to(backend.device) for n in (20, 31))
-    k = make_kernel(kernel, 5).to(backend.device)
+    x, y = (torch.randn(3, n, d, generator=generator).to(backend.device) for n in (20, 31))
+    k = make_kernel(kernel, d).to(backend.device)
     road = {"mode": mode}
     if mode == "fused":
         road |= {"products": MMA, "operand": TF32X3}
@@ -450,7 +518,9 @@ def test_batches(backend: Backend, mode: str, kernel: str) -> None:
             single = fm.mmd2(a, c, k)
             each.append((single, *torch.autograd.grad(single, (a, c), torch.tensor(scale).to(x))))
     for t, parts in zip(found, zip(*each, strict=True), strict=True):
-        if mode == "panels":  # what torch multiplies matrices with looks at their alignment
+        # What torch multiplies matrices with looks at their alignment; fewer blocks of a batch
+        # share the columns of wide rows.
+        if mode == "panels" or d > 5:
             torch.testing.assert_close(t, torch.stack(parts), rtol=1e-6, atol=1e-8)
         else:
             assert torch.equal(t, torch.stack(parts))

@@ -280,7 +280,7 @@ DYNAMIC = {
     "product_tile_kernel": "product_shared_bytes<{1}>(max_factors)",
     "fused_kernel": "{1}::shared_bytes(2)",
     "small_columns_kernel": "small_rows * slice_stride * sizeof(float)",
-    "small_tiles_kernel": "SmallRoom<{1}>::bytes(small_rows)",
+    "small_tiles_kernel": "SmallRoom<{1}>::bytes(small_rows, true)",
     "kernel_sum_kernel": "{1}::work_bytes({2}) + {1}::stage_bytes",
     "sign_forms_kernel": "{1}::work_bytes(8) + {1}::stage_bytes",
 }

@@ -5,25 +5,59 @@
 namespace fastmmd::cuda {
 namespace {
 
-// What all of z may be, in bytes, for each thread block to read it: an SM reads about 64 bytes a
-// cycle from the L2 cache.
-constexpr int64_t small_most_bytes = 1 << 19;
+// Of z, in bytes, that every thread block reads by itself: an SM gets about 64 bytes a cycle from
+// the L2 cache, and an exchange through a cluster takes about a thousand cycles.
+constexpr int64_t most_read_by_all = 64 << 10;
 
-bool has_gram(const Small& s) {
-  return int64_t(s.padded) * s.width * int64_t(sizeof(float)) > small_most_bytes;
+// What decides how the work is dealt out, beside its sizes.
+struct SmallDevice {
+  bool clusters;
+  size_t shared;  // bytes that a thread block may have
+
+  explicit SmallDevice(int device) {
+    int major = 0, most = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    clusters = major >= 9;
+    shared = size_t(most);
+  }
+};
+
+// use(integral_constant of the rows of a thread block).
+template <class Use>
+auto with_rows(const Small& s, const Use& use) {
+  return s.tile == 4   ? use(std::integral_constant<int, 4>{})
+         : s.tile == 8 ? use(std::integral_constant<int, 8>{})
+                       : use(std::integral_constant<int, 16>{});
 }
 
-// Of a thread block. Of many rows more are taken at a time, as all blocks together read z as often
-// as there are blocks.
-int rows_of(const Small& s) { return has_gram(s) ? 16 : s.count() <= 256 ? 4 : 8; }
+size_t shared_bytes(const Small& s) {
+  return with_rows(s, [&](auto R) { return SmallRoom<R>::bytes(s.padded, s.cluster > 1); });
+}
 
-// Blocks that make the same products only read z more often: as many as take all that the L2 cache
-// gives. Those that are handed the products do not read more than their share.
-int64_t blocks_of(const Small& s) { return has_gram(s) ? 128 : 64; }
-
-int gram_tiles(const Small& s) {
-  const int side = int(round_up(s.padded, gram_tile) / gram_tile);
-  return side * (side + 1) / 2;
+// Tiles, chunks and clusters. The more rows a tile has, the less often all of z is read; the fewer,
+// the more thread blocks there are. Those that share the products of a tile do no work twice, and
+// there are as many as a large GPU holds at a time; those that make the same products only read z
+// more often, and there are as many as take all that the L2 cache gives.
+void deal_out(Small& s, const SmallDevice& device, int64_t batch) {
+  const bool clusters =
+      device.clusters && int64_t(s.padded) * s.width * int64_t(sizeof(float)) > most_read_by_all;
+  const int most_tiles = clusters ? 32 : 64;
+  const int64_t blocks = clusters ? 128 : 64;
+  for (s.tile = 4; s.tile < 16 && s.count() > s.tile * most_tiles; s.tile *= 2) {
+  }
+  for (;; s.tile /= 2) {
+    s.tiles = (s.count() + s.tile - 1) / s.tile;
+    int64_t most = std::clamp<int64_t>(blocks / (s.tiles * batch), 1, (s.width + 31) / 32);
+    if (clusters) most = std::min<int64_t>(most, max_cluster);
+    else if (!s.out.v_x && !s.out.v_y) most = 1;
+    s.chunks = int(most);
+    // A power of two, as the GPU's groups of multiprocessors are filled by those.
+    while (clusters && (s.chunks & (s.chunks - 1))) s.chunks &= s.chunks - 1;
+    s.cluster = clusters ? s.chunks : 1;
+    if (s.tile == 4 || shared_bytes(s) <= device.shared) break;
+  }
+  s.chunk = int(round_up((s.width + s.chunks - 1) / s.chunks, 4));
 }
 
 Small lay_out_small(const Mmd2Args& args, const Mmd2Out& out, Arena& arena) {
@@ -33,8 +67,6 @@ Small lay_out_small(const Mmd2Args& args, const Mmd2Out& out, Arena& arena) {
   s.padded = int(round_up(s.rows.n + s.rows.m, 16));
   s.width = int(round_up(s.d, small_columns));
   s.slices = s.width / small_columns;
-  const int64_t rows = rows_of(s);
-  s.tiles = int(round_up(s.count(), rows) / rows);
   s.x = args.x;
   s.y = args.y;
   s.estimator = args.estimator;
@@ -50,34 +82,15 @@ Small lay_out_small(const Mmd2Args& args, const Mmd2Out& out, Arena& arena) {
   s.out = out;
 
   const int64_t batch = args.batch;
-  int64_t chunks = 1;
-  if (out.v_x || out.v_y)
-    chunks = std::clamp<int64_t>(blocks_of(s) / (s.tiles * batch), 1, round_up(s.width, 32) / 32);
-  s.chunk = int(round_up((s.width + chunks - 1) / chunks, 4));
   s.z = arena.take<float>(batch * s.padded * s.width);
   s.columns = arena.take<float>(batch * s.padded * s.width);
-  if (has_gram(s)) {
-    constexpr int64_t blocks = 128, most = 16;
-    s.splits = int(std::clamp<int64_t>(blocks / (gram_tiles(s) * batch), 1, most));
-    s.gram = arena.take<float>(batch * s.splits * s.padded * s.padded);
-    s.gram_norms = arena.take<float>(batch * s.splits * s.padded);
-  }
   s.spread = arena.take<double>(batch * s.slices);
   s.largest = arena.take<double>(batch * s.slices);
   s.exponent = arena.take<int>(batch * s.slices);
-  s.parts = arena.take<double>(batch * s.tiles * 3);
+  s.parts = arena.take<double>(batch * s.most_tiles() * 3);
   if (out.v_x_weights || out.v_y_weights) s.potentials = arena.take<double>(batch * s.padded);
   s.arrived = arena.take<unsigned>(batch);
   return s;
-}
-
-// use(integral_constant of the rows of a thread block).
-template <class Use>
-auto with_rows(const Small& s, const Use& use) {
-  const int rows = rows_of(s);
-  return rows == 4   ? use(std::integral_constant<int, 4>{})
-         : rows == 8 ? use(std::integral_constant<int, 8>{})
-                     : use(std::integral_constant<int, 16>{});
 }
 
 }  // namespace
@@ -102,12 +115,10 @@ bool Mmd2::takes_small() const {
     if (args_.terms[t].unit != unit || geometry(args_.terms[t].family) != Geometry::radial)
       return false;
   Arena arena(nullptr);
-  const Small s = lay_out_small(args_, out_, arena);
-  const size_t shared = with_rows(s, [&](auto R) { return SmallRoom<R>::bytes(s.padded); });
-  constexpr size_t reserved = 8 << 10;  // what is not dynamic
-  int most = 0;
-  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, launch_.device));
-  return shared + reserved <= size_t(most);
+  Small s = lay_out_small(args_, out_, arena);
+  const SmallDevice device(launch_.device);
+  deal_out(s, device, args_.batch);
+  return shared_bytes(s) <= device.shared;
 }
 
 void Mmd2::small() const {
@@ -115,6 +126,7 @@ void Mmd2::small() const {
   const cudaStream_t stream = static_cast<cudaStream_t>(launch_.stream);
   Arena arena(args_.workspace);
   Small s = lay_out_small(args_, out_, arena);
+  deal_out(s, SmallDevice(launch_.device), args_.batch);
   s.given_scales = launch_.given_scales;
   s.coefficients = launch_.coefficients;
 
@@ -130,19 +142,13 @@ void Mmd2::small() const {
   }
   const bool gaussian = std::all_of(args_.terms, args_.terms + args_.num_terms,
                                     [](const Term& t) { return t.family == Family::gaussian; });
-  const unsigned batch = unsigned(args_.batch);
-  if (s.splits)
-    check(fastmmd::cuda::launch(small_gram_kernel,
-                                dim3(unsigned(gram_tiles(s)), unsigned(s.splits), batch),
-                                dim3(gram_threads), 0, stream, s));
-  const unsigned chunks = unsigned((s.width + s.chunk - 1) / s.chunk);
+  const dim3 tiles(unsigned(s.tiles * s.chunks), unsigned(args_.batch));
   with_rows(s, [&](auto R) {
-    const dim3 tiles(unsigned(s.tiles), chunks, batch), block(small_threads<R>);
-    const size_t bytes = SmallRoom<R>::bytes(s.padded);
-    check(
-        gaussian
-            ? fastmmd::cuda::launch(small_tiles_kernel<R, true>, tiles, block, bytes, stream, s)
-            : fastmmd::cuda::launch(small_tiles_kernel<R, false>, tiles, block, bytes, stream, s));
+    auto multiply = [&](auto kernel) {
+      check(launch_cluster(kernel, tiles, dim3(small_threads<R>), shared_bytes(s), stream,
+                           unsigned(s.cluster), s));
+    };
+    gaussian ? multiply(small_tiles_kernel<R, true>) : multiply(small_tiles_kernel<R, false>);
   });
 }
 

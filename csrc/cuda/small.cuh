@@ -7,13 +7,15 @@
 // of those R rows with four others, for a share of the columns, so that an element of z is read
 // once, by one thread, straight into registers; what the shares come to is added up in shared
 // memory. Kernel values and gradient weights follow, R for each row, and with the rows' roles
-// exchanged the same loop makes gradients, of the block's chunk of columns. Nothing is symmetric
-// and blocks that differ in their chunk make the same products: either costs less than another
-// round trip. One more warp meanwhile resolves the bandwidth and, in the last block to come
-// there, adds the sums up.
+// exchanged the same loop makes gradients. Nothing is symmetric: that costs less than another round
+// trip through memory. One more warp meanwhile resolves the bandwidth and, in the last block to
+// come there, adds the sums up.
 //
-// Where z is so large that reading all of it takes each thread block longer than a launch does,
-// small_gram_kernel makes the products in between, in tiles, and blocks are of 16 rows.
+// The gradient of a tile is made in chunks of columns, by a thread block each. Where they are a
+// cluster (sm_90), each makes the products over its own chunk too, and they read from each other
+// what these come to: no column is read twice for the same purpose. Elsewhere, and where z is so
+// small that each block reads all of it in the time of such an exchange, they make the same
+// products.
 //
 // Rows are scaled by a power of two of their slice, 1 but for data far from 1; where it is not,
 // and where pairs lie near each other, distances are made again, from differences.
@@ -34,16 +36,18 @@ template <int R>
 constexpr int small_threads = product_threads<R> + 32;
 constexpr int small_chunk = 512;  // columns of the gradient at a time
 template <int R>
-constexpr int small_ahead = R == 16 ? 3 : 6;  // loads of a thread in flight
+constexpr int small_ahead = R == 16 ? 2 : 3;  // loads of a thread on their way
+constexpr int max_cluster = 8;                // that every GPU with clusters takes
 constexpr int products_barrier = 1;
 
 // By value to all kernels. The rows of y follow those of x.
 struct Small {
   Rows rows;
   int d, padded, width;  // columns; rows and columns of z, multiples of 16 and 8
-  int slices, tiles;
-  int chunk;   // columns of one thread block's gradient
-  int splits;  // of the columns, by small_gram_kernel; 0 where it does not run
+  int slices;
+  int tile, tiles;    // rows of a thread block
+  int chunk, chunks;  // columns of one thread block's gradient
+  int cluster;        // thread blocks that share the products of a tile: all of its chunks, or 1
   Sample x, y;
   Estimator estimator;
   Pairs pairs;
@@ -55,12 +59,10 @@ struct Small {
   const double *given_scales, *coefficients;
   float* z;            // [batch, padded, width]
   float* columns;      // [batch, width, padded], its transpose
-  float* gram;         // [batch, splits, padded, padded] inner products over a share of the columns
-  float* gram_norms;   // [batch, splits, padded] its diagonals
   double* spread;      // [batch, slices] sums of |x_i - mean|^2
   double* largest;     // [batch, slices] magnitudes
   int* exponent;       // [batch, slices] rows are scaled by 2^-exponent
-  double* parts;       // [batch, tiles, 3] sums of xx, yy, xy
+  double* parts;       // [batch, most_tiles, 3] sums of xx, yy, xy of tiles
   double* potentials;  // [batch, padded], as in Points; null if not wanted
   unsigned* arrived;   // [batch] tiles whose parts are written
   double* scales;
@@ -68,6 +70,7 @@ struct Small {
 
   FASTMMD_INLINE int count() const { return int(rows.n + rows.m); }
   FASTMMD_INLINE int domain(int i) const { return i >= rows.n; }
+  FASTMMD_INLINE int most_tiles() const { return padded / 4; }
 };
 
 __device__ __forceinline__ void multiply_add(float4& sum, float a, const float4& b) {

@@ -1,4 +1,4 @@
-// The road of small samples: two launches for value and gradients, three where rows are wide.
+// The road of small samples: two launches for value and gradients.
 #pragma once
 
 #include "cuda/mmd.h"

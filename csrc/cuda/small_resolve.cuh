@@ -167,8 +167,7 @@ __device__ inline void small_resolve(const Small& s, int64_t b, Segment<float>* 
   if (s.unit == Unit::mean) unit = 2 * spread / (double(s.count()) - 1);
   const double resolved_scale = unit == 0 ? 0 : given / unit;  // of the rows as given
   const double scale = ldexp(resolved_scale, 2 * exponent);
-  if (blockIdx.x == 0 && blockIdx.y == 0 && exists)
-    s.scales[b * s.num_terms + lane] = resolved_scale;
+  if (blockIdx.x == 0 && exists) s.scales[b * s.num_terms + lane] = resolved_scale;
   const int num_segments = small_segments(s, scale, coefficient, segments);
 
   double widest = 0, steepest = 0, at_zero = 0;
@@ -244,7 +243,7 @@ __device__ inline void small_finish(const Small& s, const SmallResolved& resolve
 #pragma unroll
   for (int which = 0; which < 3; ++which) {
     part[which] = warp_sum(part[which]);
-    if (lane == 0) s.parts[(b * s.tiles + blockIdx.x) * 3 + which] = part[which];
+    if (lane == 0) s.parts[(b * s.most_tiles() + I / R) * 3 + which] = part[which];
   }
   __threadfence();
   __syncwarp();
@@ -259,7 +258,7 @@ __device__ inline void small_finish(const Small& s, const SmallResolved& resolve
   for (int tile = lane; tile < s.tiles; tile += 32)
 #pragma unroll
     for (int which = 0; which < 3; ++which)
-      sums[which] += __ldcg(s.parts + (b * s.tiles + tile) * 3 + which);
+      sums[which] += __ldcg(s.parts + (b * s.most_tiles() + tile) * 3 + which);
 #pragma unroll
   for (int which = 0; which < 3; ++which) sums[which] = warp_sum(sums[which]);
   // As in finish_kernel.
