@@ -11,8 +11,9 @@ import torch
 import fastmmd as fm
 from benchmarks.gpu_device import precision
 
-# A size for each road: one launch; narrow rows; wide rows. None is a multiple of a tile.
-SIZES = ((33, 21, 20), (600, 500, 72), (600, 500, 300))
+# A size for each road: few rows, narrow and, in clusters, wide; many narrow ones; many wide ones.
+# None is a multiple of a tile.
+SIZES = ((33, 21, 20), (33, 21, 700), (600, 500, 72), (600, 500, 300))
 LEVELS = (
     *((torch.float32, level) for level in ("highest", "high", "medium")),
     *((dtype, "highest") for dtype in (torch.bfloat16, torch.float16, torch.float64)),
