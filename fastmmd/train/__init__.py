@@ -43,6 +43,7 @@ from fastmmd.train.distillation import L2SP, Distillation, distillation_loss  # 
 from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
 from fastmmd.train.finetuner import FineTuner  # noqa: E402
 from fastmmd.train.freezing import GradualUnfreezing, Stages  # noqa: E402
+from fastmmd.train.guard import TransferGuard  # noqa: E402
 from fastmmd.train.networks import Stack  # noqa: E402
 from fastmmd.train.schedule import alignment_weight  # noqa: E402
 from fastmmd.train.shuffling import EpochSeed, EpochShuffle  # noqa: E402
@@ -60,6 +61,7 @@ from fastmmd.train.validators import (  # noqa: E402
     source_risk,
     target_entropy,
 )
+from fastmmd.train.verdict import Evidence, Verdict, judge  # noqa: E402
 
 __all__ = [
     "L2SP",
@@ -77,6 +79,7 @@ __all__ = [
     "DomainPair",
     "EpochSeed",
     "EpochShuffle",
+    "Evidence",
     "FineTuner",
     "GradualUnfreezing",
     "ImageFolders",
@@ -93,7 +96,9 @@ __all__ = [
     "Tables",
     "Task",
     "Texts",
+    "TransferGuard",
     "Validator",
+    "Verdict",
     "alignment_weight",
     "balanced_class_weights",
     "collect",
@@ -102,6 +107,7 @@ __all__ = [
     "diversity",
     "importance_weighted_risk",
     "information_maximization",
+    "judge",
     "labels_of",
     "load_backbone",
     "rank",

@@ -1,0 +1,223 @@
+"""The guard against negative transfer: a source-only twin beside the model, and a verdict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastmmd.train.batches import labelled
+from fastmmd.train.evaluation import collect
+from fastmmd.train.shuffling import new_seed, seed_of
+from fastmmd.train.verdict import Verdict, judge
+
+__all__ = ["TransferGuard"]
+
+
+class TransferGuard(L.Callback):
+    """Trains a source-only twin alongside a model, and judges at the end whether alignment helped.
+
+    The twin begins with the same weights, sees the same source batches (and the few labelled target
+    samples, if there are any) in the same order, and descends the cross-entropy on them with the
+    optimiser and schedule that ``configure_optimizers`` of the module gives. It never sees the
+    unlabelled target, so its batch normalisation knows the source alone. It takes the time and
+    memory of a second model. The training of the model itself is not changed, not even its random
+    numbers.
+
+    Its weights, optimiser, schedule and random numbers are part of the checkpoints, so a resumed
+    training resumes it.
+
+    Args:
+        twin: A trained source-only model, to compare with in place of one that is trained
+            alongside. With :class:`~fastmmd.train.Aligner`, ``target_forward="none"`` makes one.
+        source: Loader of held-out source samples with labels. Default: the first validation loader.
+        target: Loader of target samples; their labels, if they have any, are used for the true
+            difference alone. Default: the second validation loader or, without one, the data
+            module's ``predict_dataloader``.
+        max_samples: As for :func:`~fastmmd.train.judge`.
+
+    Attributes:
+        verdict: The :class:`~fastmmd.train.Verdict`, once the training is over.
+        twin: The source-only model.
+
+    Raises:
+        ValueError: When the training starts: precision ``16-mixed``, several processes, manual
+            optimisation or several optimisers, and a twin to be trained. When it ends: no loader
+            for the source or for the target.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[TransferGuard()])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        twin: L.LightningModule | None = None,
+        *,
+        source: Iterable[Any] | None = None,
+        target: Iterable[Any] | None = None,
+        max_samples: int = 2000,
+    ) -> None:
+        self.twin = twin
+        self.trains = twin is None
+        self.source = source
+        self.target = target
+        self.max_samples = max_samples
+        self.verdict: Verdict | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._schedule: dict[str, Any] | None = None
+        self._steps_done = 0
+        self._seed = 0
+        self._loaded: dict[str, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Makes the twin, before a checkpoint changes the weights of the model."""
+        if stage != "fit" or not self.trains:
+            return
+        for trouble, found in (
+            ("precision 16-mixed, which scales gradients", trainer.precision == "16-mixed"),
+            (f"{trainer.world_size} processes", trainer.world_size > 1),
+            ("manual optimization", not pl_module.automatic_optimization),
+        ):
+            if found:
+                raise ValueError(
+                    f"TransferGuard cannot train a twin with {trouble}; train one apart and give"
+                    " it as twin"
+                )
+        self._loaded = {}
+        # None in the place of the trainer: a copy of that would be a copy of everything.
+        self.twin = copy.deepcopy(pl_module, {id(trainer): None})
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Makes the twin's optimiser, and resumes both if there is a checkpoint."""
+        if not self.trains:
+            return
+        assert self.twin is not None
+        self.twin.to(pl_module.device)
+        self.twin.trainer = trainer
+        self._optimizer, self._schedule = _single(self.twin.configure_optimizers())
+        self._steps_done = trainer.global_step
+        self._seed = new_seed() if not self._loaded else self._loaded["seed"]
+        if self._loaded:
+            self.twin.load_state_dict(self._loaded["twin"])
+            self._optimizer.load_state_dict(self._loaded["optimizer"])
+            if self._schedule is not None:
+                self._schedule["scheduler"].load_state_dict(self._loaded["scheduler"])
+            self._loaded = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """One step of the twin on the source of the batch."""
+        if not self.trains:
+            return
+        assert self.twin is not None
+        assert self._optimizer is not None
+        self.twin.train(pl_module.training)
+        inputs, labels = labelled(batch)
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
+            torch.manual_seed(seed_of(self._seed, trainer.current_epoch, index))
+            loss = F.cross_entropy(self.twin(inputs), labels)
+        (loss / trainer.accumulate_grad_batches).backward()
+        if trainer.global_step == self._steps_done:
+            return  # gradients are still gathered
+        self._steps_done = trainer.global_step
+        self._clip(trainer)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._schedule is not None and self._schedule["interval"] == "step":
+            self._schedule["scheduler"].step()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A step of a schedule by epochs."""
+        if self.trains and self._schedule is not None and self._schedule["interval"] == "epoch":
+            self._schedule["scheduler"].step()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compares the two and says what came of it."""
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        self.verdict = self.compare(trainer, pl_module)
+        print(f"\n{self.verdict}\n")
+
+    def compare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Verdict:
+        """The verdict as of now."""
+        assert self.twin is not None
+        source, target = self._loaders(trainer)
+        self.twin.to(pl_module.device)
+        aligned, twin = (
+            (collect(model, source), collect(model, target)) for model in (pl_module, self.twin)
+        )
+        return judge(aligned, twin, max_samples=self.max_samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser, schedule and seed of a twin that is trained alongside."""
+        if not self.trains or self.twin is None or self._optimizer is None:
+            return {}
+        scheduler = self._schedule["scheduler"].state_dict() if self._schedule else {}
+        return {
+            "twin": self.twin.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": scheduler,
+            "seed": self._seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Those of the training that is resumed, taken up when the fit starts."""
+        self._loaded = state_dict
+
+    def _clip(self, trainer: L.Trainer) -> None:
+        assert self.twin is not None
+        limit = trainer.gradient_clip_val
+        if limit is None:
+            return
+        by_value = trainer.gradient_clip_algorithm == "value"
+        clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+        clip(self.twin.parameters(), limit)
+
+    def _loaders(self, trainer: L.Trainer) -> tuple[Iterable[Any], Iterable[Any]]:
+        measured = trainer.val_dataloaders
+        measured = [] if measured is None else measured
+        measured = list(measured) if isinstance(measured, list | tuple) else [measured]
+        source, target = self.source, self.target
+        if source is None and measured:
+            source = measured[0]
+        if target is None and len(measured) > 1:
+            target = measured[1]
+        data = getattr(trainer, "datamodule", None)
+        if target is None and data is not None:
+            target = data.predict_dataloader()
+        for name, loader in (("source", source), ("target", target)):
+            if loader is None:
+                raise ValueError(
+                    f"TransferGuard has no {name} loader: give {name}, or validate on the {name}"
+                )
+        assert source is not None
+        assert target is not None
+        return source, target
+
+
+def _single(configured: Any) -> tuple[torch.optim.Optimizer, dict[str, Any] | None]:
+    """The one optimiser of what ``configure_optimizers`` returned, and its schedule if any."""
+    if isinstance(configured, torch.optim.Optimizer):
+        return configured, None
+    if isinstance(configured, Mapping):
+        schedule = configured.get("lr_scheduler")
+        if schedule is not None and not isinstance(schedule, Mapping):
+            schedule = {"scheduler": schedule}
+        if schedule is not None:
+            schedule = {"interval": "epoch", **schedule}
+        return configured["optimizer"], schedule
+    if isinstance(configured, tuple | list) and len(configured) == 2:
+        optimizers, schedules = configured
+        if isinstance(optimizers, list) and len(optimizers) == 1 and len(schedules) <= 1:
+            schedule = schedules[0] if schedules else None
+            return _single({"optimizer": optimizers[0], "lr_scheduler": schedule})
+    if isinstance(configured, list) and len(configured) == 1:
+        return _single(configured[0])
+    raise ValueError("TransferGuard trains a twin with one optimizer; the module has several")

@@ -1,0 +1,290 @@
+"""The source-only twin against a training of its own, and the verdict where the answer is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from tolerance import threads
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastmmd.train import Aligner, DomainPair, EpochSeed, Outputs, TransferGuard, collect, judge
+from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
+from fastmmd.train.guard import _single
+
+# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
+pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more, and tests may run side by side."""
+    with threads(1):
+        yield
+
+
+def blobs(n: int, shift: float, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    angles = labels * (2 * math.pi / 3)
+    centres = 2 * torch.stack((angles.cos(), angles.sin()), dim=1)
+    return centres + shift + 0.3 * torch.randn(n, 2, generator=generator), labels
+
+
+def pair(**options: Any) -> DomainPair:
+    return DomainPair(
+        TensorDataset(*blobs(96, 0.0, 0)),
+        TensorDataset(blobs(80, 1.5, 1)[0]),
+        source_val=TensorDataset(*blobs(60, 0.0, 2)),
+        batch_size=16,
+        seed=0,
+        **options,
+    )
+
+
+def aligner(dropout: float = 0.0, **options: Any) -> Aligner:
+    torch.manual_seed(7)
+    defaults: dict[str, Any] = {
+        "optimizer": partial(torch.optim.Adam, lr=1e-2),
+        "scheduler": CosineAnnealingLR,
+    }
+    return Aligner(
+        nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout)),
+        nn.Sequential(nn.Linear(16, 8), nn.Tanh()),
+        nn.Linear(8, 3),
+        num_classes=3,
+        **{**defaults, **options},
+    )
+
+
+def fit(module: L.LightningModule, data: Any, *callbacks: L.Callback, **options: Any) -> None:
+    defaults: dict[str, Any] = {
+        "max_epochs": 4,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    resume = options.pop("ckpt_path", None)
+    trainer = L.Trainer(**{**defaults, **options}, callbacks=list(callbacks))
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
+
+
+# The twin
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.05}],
+    ids=["plain", "accumulated and clipped"],
+)
+def test_the_twin_is_a_source_only_training(options: Any) -> None:
+    """To the bit, and the aligned model ends as it would without the guard."""
+    alone, beside, guarded = aligner(target_forward="none"), aligner(), aligner()
+    fit(alone, pair(), **options)
+    fit(beside, pair(), **options)
+    guard = TransferGuard()
+    fit(guarded, pair(), guard, **options)
+    assert guard.twin is not None
+    assert same_weights(guard.twin, alone)
+    assert same_weights(guarded, beside)
+    assert not same_weights(guarded, alone)
+    assert guard.verdict is not None
+    assert guard.verdict.true_gain is None  # the target of the data module has no labels
+
+
+def test_random_numbers_of_the_model_are_not_touched() -> None:
+    plain, guarded, guard = aligner(dropout=0.5), aligner(dropout=0.5), TransferGuard()
+    fit(plain, pair(), EpochSeed(0))
+    fit(guarded, pair(), EpochSeed(0), guard)
+    assert same_weights(plain, guarded)
+    assert not same_weights(plain, guard.twin)  # type: ignore[arg-type]
+
+
+def test_the_twin_is_resumed(tmp_path: Path) -> None:
+    whole = TransferGuard()
+    fit(aligner(0.3), pair(), EpochSeed(1), whole, enable_checkpointing=True,
+        default_root_dir=tmp_path / "whole")  # fmt: skip
+    stopped = [EpochSeed(1), TransferGuard(), EveryEpoch(tmp_path), StopAfter(2)]
+    fit(aligner(0.3), pair(), *stopped, enable_checkpointing=True)
+    load_checkpoint(tmp_path / "last.ckpt")  # as tensors and plain objects
+    resumed, module = TransferGuard(), aligner(0.3)
+    fit(module, pair(), EpochSeed(9), resumed, EveryEpoch(tmp_path), enable_checkpointing=True,
+        ckpt_path=tmp_path / "last.ckpt")  # fmt: skip
+    assert same_weights(whole.twin, resumed.twin)  # type: ignore[arg-type]
+    assert str(whole.verdict) == str(resumed.verdict)
+
+
+class StopAfter(L.Callback):
+    """Ends a training early that was to have been longer."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 == self.epochs
+
+
+def test_a_twin_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    given, module = aligner(target_forward="none"), aligner()
+    fit(given, pair())
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    source, target = (DataLoader(TensorDataset(*blobs(60, s, 3)), 20) for s in (0.0, 1.5))
+    guard = TransferGuard(given, source=source, target=target)
+    fit(module, pair(), guard, max_epochs=25)
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+    assert guard.verdict is not None
+    assert guard.verdict.true_gain == pytest.approx(
+        collect(module, target).accuracy() - collect(given, target).accuracy()
+    )
+    assert guard.verdict.sentence() in capsys.readouterr().out
+    assert guard.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("precision", "processes", "automatic", "message"),
+    [
+        ("16-mixed", 1, True, "precision 16-mixed"),
+        ("32-true", 2, True, "2 processes"),
+        ("32-true", 1, False, "manual optimization"),
+    ],
+)
+def test_what_a_twin_is_not_trained_with(
+    precision: str, processes: int, automatic: bool, message: str
+) -> None:
+    trainer = SimpleNamespace(precision=precision, world_size=processes)
+    module = aligner()
+    module.automatic_optimization = automatic
+    with pytest.raises(ValueError, match=f"cannot train a twin with {message}"):
+        TransferGuard().setup(trainer, module, "fit")  # type: ignore[arg-type]
+
+
+def test_a_guard_without_data_to_judge_by() -> None:
+    with pytest.raises(ValueError, match="no source loader"):
+        fit(aligner(), pair(), TransferGuard(), limit_val_batches=0)
+
+
+def test_configurations_of_an_optimizer() -> None:
+    (weight,) = nn.Linear(1, 1, bias=False).parameters()
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedule = StepLR(optimizer, 1)
+    by_epoch = {"scheduler": schedule, "interval": "epoch"}
+    assert _single(optimizer) == (optimizer, None)
+    assert _single([optimizer]) == (optimizer, None)
+    assert _single(([optimizer], [schedule])) == (optimizer, by_epoch)
+    assert _single({"optimizer": optimizer}) == (optimizer, None)
+    assert _single({"optimizer": optimizer, "lr_scheduler": schedule}) == (optimizer, by_epoch)
+    by_step = {"scheduler": schedule, "interval": "step"}
+    assert _single({"optimizer": optimizer, "lr_scheduler": by_step}) == (optimizer, by_step)
+    with pytest.raises(ValueError, match="several"):
+        _single([optimizer, optimizer])
+
+
+# The verdict
+
+
+LABELS = torch.arange(300) % 3
+
+
+def outputs(
+    sureness: float, wrong: float = 0.0, labels: bool = True, only: int | None = None, seed: int = 0
+) -> Outputs:
+    """Logits that favour the label, or for a share of the samples the next class."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.where(torch.rand(300, generator=generator) < wrong, LABELS + 1, LABELS) % 3
+    if only is not None:
+        classes = torch.full_like(classes, only)
+    noise = torch.randn(300, 3, generator=generator)
+    features = torch.randn(300, 4, generator=torch.Generator().manual_seed(seed + 50))
+    logits = sureness * torch.eye(3)[classes] + noise
+    return Outputs(features, logits, LABELS if labels else None)
+
+
+SOURCE = outputs(8.0, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("aligned", "twin", "word"),
+    [
+        (outputs(8.0), outputs(3.0, wrong=0.4), "helped"),
+        (outputs(3.0, wrong=0.4), outputs(8.0), "harmed"),
+        (outputs(8.0), outputs(8.5), "did not help"),
+        # As sure, and of other classes: no validator sees which is right.
+        (outputs(8.0), outputs(8.0, wrong=0.4), "unclear"),
+        # Surer, as all samples get one class: no reason to call it better.
+        (outputs(8.0), outputs(20.0, only=1), "helped"),
+        (outputs(2.5), outputs(20.0, only=1), "unclear"),
+    ],
+)
+def test_verdicts(aligned: Outputs, twin: Outputs, word: str) -> None:
+    verdict = judge((SOURCE, aligned), (SOURCE, twin))
+    assert verdict.word == word, str(verdict)
+    assert verdict.true_gain == pytest.approx(aligned.accuracy() - twin.accuracy())
+    # What is said to be a bound is one.
+    assert abs(verdict.true_gain) <= verdict.disagreement + 1e-12
+    blind = [Outputs(o.features, o.logits) for o in (aligned, twin)]
+    unlabelled = judge((SOURCE, blind[0]), (SOURCE, blind[1]))
+    assert unlabelled.word == word
+    assert unlabelled.evidence == verdict.evidence
+    assert unlabelled.true_gain is None
+    assert "with target labels, accuracy" not in str(unlabelled)
+    assert "with target labels, accuracy" in str(verdict)
+
+
+def test_a_model_that_lost_the_source_is_harmed() -> None:
+    forgot = outputs(0.0, seed=1)
+    verdict = judge((forgot, outputs(8.0)), (SOURCE, outputs(8.0)))
+    assert verdict.word == "harmed"
+
+
+def test_weights_that_amount_to_few_samples_cannot_tell() -> None:
+    apart = outputs(8.0)
+    apart = Outputs(apart.features + 100, apart.logits, apart.labels)
+    verdict = judge((SOURCE, apart), (SOURCE, outputs(8.0)))
+    says = {e.validator: e.says for e in verdict.evidence}
+    assert says["importance-weighted risk"] == "cannot tell"
+
+
+def test_the_error_is_that_of_a_difference_of_pairs() -> None:
+    other = outputs(6.0, seed=2)
+    verdict = judge((other, outputs(8.0)), (SOURCE, outputs(8.0)))
+    (risk,) = (e for e in verdict.evidence if e.validator == "source risk")
+    difference = other.losses() - SOURCE.losses()
+    assert risk.gain == pytest.approx(-float(difference.mean()))
+    # Ten groups know it to about a quarter.
+    assert risk.error == pytest.approx(float(difference.std()) / math.sqrt(300), rel=0.6)
+
+
+def test_more_samples_than_are_looked_at() -> None:
+    verdict = judge((SOURCE, outputs(8.0)), (SOURCE, outputs(3.0, wrong=0.4)), max_samples=100)
+    assert verdict.word == "helped"
+    assert verdict.disagreement == pytest.approx(0.4, abs=0.15)
+
+
+def test_judge_rejects() -> None:
+    few = SOURCE.subset(torch.arange(12))
+    with pytest.raises(ValueError, match="the same target samples"):
+        judge((SOURCE, SOURCE), (SOURCE, few))
+    other = Outputs(SOURCE.features, SOURCE.logits, SOURCE.known_labels().flip(0))
+    with pytest.raises(ValueError, match="the same source samples"):
+        judge((SOURCE, SOURCE), (other, SOURCE))
+    with pytest.raises(ValueError, match="at least 20 samples; got 12"):
+        judge((SOURCE, few), (SOURCE, few))
+    blind = Outputs(SOURCE.features, SOURCE.logits)
+    with pytest.raises(ValueError, match="labels are needed"):
+        judge((blind, SOURCE), (blind, SOURCE))
