@@ -1,6 +1,8 @@
 // Samples to packed rows, and gradients of packed rows to gradients of samples.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/simd.h"
 #include "cpu/source.h"
 #include "cpu/tile.h"
@@ -65,7 +67,13 @@ struct Packing {
       const int64_t features = panel_features(f, p);
       const double* mean = f.mean + k0;
       with_source(x, dtype, [&](auto data) {
-        for (int64_t i = 0; i < padded; ++i) {
+        int64_t i = 0;
+        if constexpr (std::is_same_v<decltype(data), const T*>)
+          if (x.row_stride == 1 && x.column_stride != 1)
+            for (; i + lanes <= block.rows; i += lanes)
+              turn(data + block.start + i + k0 * x.column_stride, x.column_stride, features, mean,
+                   scale, feature_row(plan, f, p, block.row + i), width);
+        for (; i < padded; ++i) {
           T* out = feature_row(plan, f, p, block.row + i);
           int64_t k = 0;
           if (i < block.rows) {
@@ -77,6 +85,21 @@ struct Packing {
           for (; k < width; ++k) out[k] = 0;
         }
       });
+    }
+  }
+
+  // As many rows as a vector has lanes, which lie across the memory: read along it, and turned.
+  static FASTMMD_INLINE void turn(const T* data, int64_t stride, int64_t features,
+                                  const double* mean, T scale, T* out, int64_t width) {
+    for (int64_t k = 0; k < width; k += lanes) {
+      V square[lanes];
+      for (int c = 0; c < lanes; ++c) {
+        square[c] = V{};
+        if (k + c < features)
+          square[c] = (S::load(data + (k + c) * stride) - T(mean[k + c])) * scale;
+      }
+      S::transpose(square);
+      for (int r = 0; r < lanes; ++r) S::store(out + r * width + k, square[r]);
     }
   }
 

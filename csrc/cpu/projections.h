@@ -68,7 +68,8 @@ struct Rows {
 template <class T>
 class Projections {
  public:
-  // `all`: points are packed once, for whoever needs them; else each thread packs a block.
+  // `all`: points are packed once, for whoever needs them; else each thread packs a block. The same
+  // of frequencies, unless each is met but once, by a single block of points.
   Projections(const FeatureArgs& given, bool all, bool with_features)
       : args(given),
         tiles(tile_kernels<T>()),
@@ -93,7 +94,8 @@ class Projections {
     zeros_ = arena.take<double>(d);
     weights = arena.take<T>(points.padded());
     radii = arena.take<T>(structured ? F : 0);
-    packed = arena.take<T>(structured ? 0 : frequencies.padded() * width);
+    met_once_ = points.blocks() == 1;
+    packed_ = arena.take<T>(structured || met_once_ ? 0 : frequencies.padded() * width);
     columns_ = arena.take<T>(all ? points.padded() * d : 0);
     features_ = arena.take<T>(features_kept_ ? points.padded() * width : 0);
     for (int t = 0; t < threads; ++t) {
@@ -101,6 +103,7 @@ class Projections {
       r.tile = arena.take<T>(frequencies.block * points.block);
       r.features = arena.take<T>(features_kept_ ? 0 : points.block * width);
       r.columns = arena.take<T>(all ? 0 : points.block * d);
+      r.frequencies = arena.take<T>(structured || !met_once_ ? 0 : frequencies.block * width);
       r.butterflies =
           arena.take<T>(structured ? args.transforms.width * tiles.panel_vectors * tiles.lanes : 0);
       if (t == 0) room_ = r;
@@ -109,12 +112,12 @@ class Projections {
   }
 
   struct Room {
-    T *tile, *features, *columns, *butterflies;
+    T *tile, *features, *columns, *frequencies, *butterflies;
   };
 
   Room room(int rank) const {
     Room r = room_;
-    for (T** piece : {&r.tile, &r.features, &r.columns, &r.butterflies})
+    for (T** piece : {&r.tile, &r.features, &r.columns, &r.frequencies, &r.butterflies})
       *piece = reinterpret_cast<T*>(reinterpret_cast<char*>(*piece) + rank * stride_);
     return r;
   }
@@ -134,9 +137,10 @@ class Projections {
     });
     const Room r = room(rank);
     const int64_t shared = all_ ? points.blocks() : 0;
-    team.share(packing_, rank, shared + (structured ? 0 : frequencies.blocks()), [&](int64_t b) {
+    const int64_t given = structured || met_once_ ? 0 : frequencies.blocks();
+    team.share(packing_, rank, shared + given, [&](int64_t b) {
       if (b < shared) pack_points(points.at(b), r);
-      else pack_frequencies(frequencies.at(b - shared));
+      else pack_frequencies(b - shared, r);
     });
   }
 
@@ -158,14 +162,27 @@ class Projections {
                     r.butterflies, r.tile);
       return;
     }
+    if (met_once_) pack_frequencies(i, r);
+    const Packed w = packed(i, r);
     Plan<T> plan{};
-    plan.padded_rows = frequencies.padded();
+    plan.padded_rows = w.rows;
     Factor<T> f = factor();
-    f.features = packed;
+    f.features = w.data;
     f.columns = const_cast<T*>(columns);
-    Block at_0 = J;
+    Block at_0 = J, here = I;
     at_0.row = 0;
-    tiles.statistics(plan, f, I, at_0, r.tile);
+    here.row = w.row;
+    tiles.statistics(plan, f, here, at_0, r.tile);
+  }
+
+  // Where the frequencies of a block that has been projected lie, in the order of products.
+  struct Packed {
+    T* data;
+    int64_t rows, row;  // in all, and the first
+  };
+  Packed packed(int64_t i, const Room& r) const {
+    if (met_once_) return {r.frequencies, frequencies.block, 0};
+    return {packed_, frequencies.padded(), frequencies.at(i).row};
   }
 
   const int8_t* signs(int64_t i) const {
@@ -181,7 +198,7 @@ class Projections {
   Panels panels;
   int threads;
   Rates<T> rates;
-  T *weights, *radii, *packed;
+  T *weights, *radii;
 
  private:
   // A tile, the points that it reads and what is added up over it stay in the L2 cache.
@@ -214,19 +231,22 @@ class Projections {
     tiles.pack(plan, f, args.x, args.dtype, to);
   }
 
-  void pack_frequencies(const Block& block) {
+  void pack_frequencies(int64_t i, const Room& r) const {
+    const Packed to = packed(i, r);
+    Block block = frequencies.at(i);
+    block.row = to.row;
     Plan<T> plan{};
-    plan.padded_rows = frequencies.padded();
+    plan.padded_rows = to.rows;
     Factor<T> f = factor();
     f.mean = zeros_;
-    f.features = packed;
+    f.features = to.data;
     tiles.pack_features(plan, f, args.frequencies, sizeof(T) == 8 ? Dtype::float64 : Dtype::float32,
                         block);
   }
 
-  bool all_, features_kept_;
+  bool all_, features_kept_, met_once_;
   double *rounded_, *zeros_;
-  T *columns_, *features_;
+  T *columns_, *features_, *packed_;
   Room room_;
   ptrdiff_t stride_ = 0;
   Phase rounding_, packing_;

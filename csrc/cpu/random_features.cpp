@@ -43,11 +43,11 @@ class FeatureSums {
     const int64_t F = frequencies.rows, K = args_.num_rates;
     center(rank);
     all_.prepare(rank, args_.center);
-    team.share(shifting_, rank, frequencies.blocks(), [&](int64_t i) { shift(i, rank); });
     const auto room = all_.room(rank);
     team.share(summing_, rank, frequencies.blocks() * parts_, [&](int64_t task) {
       const int64_t i = task / parts_, part = task % parts_, count = points.blocks();
       const Block I = frequencies.at(i);
+      if (part == 0) shift(i, rank);  // while they are on their way into the cache
       double* sums = of_part(part);
       for (int64_t k = 0; k < kinds_ * K; ++k) std::fill_n(sums + k * F + I.row, I.rows, 0.0);
       const int64_t end = (part + 1) * count / parts_;
@@ -108,19 +108,8 @@ class FeatureSums {
       for (int64_t j = 0; j < I.rows; ++j) to[j] = double(all_.radii[I.row + j]) * z[j];
       return;
     }
-    const Sample& w = args_.frequencies;
-    const T* data = static_cast<const T*>(w.data) + I.row * w.row_stride;
-    const auto add = [&](int64_t j, int64_t k) {
-      to[j] += args_.center[k] * double(data[j * w.row_stride + k * w.column_stride]);
-    };
-    std::fill_n(to, I.rows, 0.0);
-    if (w.row_stride < w.column_stride) {  // along the memory; the order of the sums is the same
-      for (int64_t k = 0; k < args_.d; ++k)
-        for (int64_t j = 0; j < I.rows; ++j) add(j, k);
-    } else {
-      for (int64_t j = 0; j < I.rows; ++j)
-        for (int64_t k = 0; k < args_.d; ++k) add(j, k);
-    }
+    all_.tiles.inner_products(args_.frequencies, sizeof(T) == 8 ? Dtype::float64 : Dtype::float32,
+                              args_.d, args_.center, I.row, I.rows, to);
   }
 
   const FeatureSumsArgs args_;
@@ -128,7 +117,7 @@ class FeatureSums {
   int64_t kinds_, parts_, chunks_;
   double *partial_, *sums_, *transformed_;
   int64_t* largest_;
-  Phase reading_, chunking_, centering_, shifting_, summing_, adding_;
+  Phase reading_, chunking_, centering_, summing_, adding_;
 };
 
 template <class T>
@@ -220,12 +209,14 @@ class FeatureGradients {
       if (column_sums)
         for (int64_t k = 0; k < J.rows; ++k)
           weights[J.row + k] += double(column_sums[k]) * double(args_.x.rows);
-      if (all_.structured)
+      if (all_.structured) {
         tiles.project_back(J, slopes, d, all_.signs(i), args_.transforms.width, all_.radii + I.row,
                            I.rows, room.butterflies, room.tile);
-      else
+      } else {
+        const auto w = all_.packed(i, room);
         tiles.product(true, room.tile, ld, J.rows, I.rows, all_.panels, 0, all_.panels.count(),
-                      all_.packed, all_.frequencies.padded(), I.row, out, d);
+                      w.data, w.rows, w.row, out, d);
+      }
     }
     if (all_.structured) tiles.unpack_columns(J, slopes, d, out);
   }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/tile.h"
 
@@ -79,6 +80,44 @@ void add_columns(const Sample& x, Dtype dtype, int64_t d, const double* origin, 
       });
   });
   *largest = most;
+}
+
+// out[i] = <x_i, c> for rows [begin, begin + rows), in an order that no stride changes: side by
+// side, as one sum would be a chain.
+void inner_products(const Sample& x, Dtype dtype, int64_t d, const double* c, int64_t begin,
+                    int64_t rows, double* out) {
+  constexpr int sums = 8, together = 16;
+  with_source(x, dtype, [&](auto data) {
+    data += begin * x.row_stride;
+    int64_t i = 0;
+    if (x.row_stride == 1)
+      for (; i + together <= rows; i += together) {
+        double part[sums][together] = {};
+        for (int64_t k = 0; k < d; ++k) {
+          const auto* column = data + i + k * x.column_stride;
+          for (int u = 0; u < together; ++u) part[k % sums][u] += c[k] * double(convert(column[u]));
+        }
+        for (int u = 0; u < together; ++u) {
+          out[i + u] = 0;
+          for (int s = 0; s < sums; ++s) out[i + u] += part[s][u];
+        }
+      }
+    for (; i < rows; ++i) {
+      double part[sums] = {};
+      auto add = [&](auto stride) {
+        const auto* row = data + i * x.row_stride;
+        int64_t k = 0;
+        for (; k + sums <= d; k += sums)
+          for (int s = 0; s < sums; ++s)
+            part[s] += c[k + s] * double(convert(row[(k + s) * stride]));
+        for (int s = 0; k < d; ++k, ++s) part[s] += c[k] * double(convert(row[k * stride]));
+      };
+      if (x.column_stride == 1) add(std::integral_constant<int64_t, 1>{});
+      else add(x.column_stride);
+      out[i] = 0;
+      for (double sum : part) out[i] += sum;
+    }
+  });
 }
 
 double squares(const Sample& x, Dtype dtype, int64_t d, const double* mean, double scale,

@@ -361,6 +361,7 @@ struct Loop : Values<T> {
       .panel_vectors = tile_vectors,
       .read_row = read_row,
       .add_columns = add_columns,
+      .inner_products = inner_products,
       .squares = squares,
       .pack = P::pack,
       .statistics = Q::statistics,

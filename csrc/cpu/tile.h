@@ -116,6 +116,9 @@ struct TileKernels {
   // magnitude among the differences into *largest.
   void (*add_columns)(const Sample& x, Dtype dtype, int64_t d, const double* origin, int64_t begin,
                       int64_t end, double* sums, int64_t* largest);
+  // out[i] = <x_i, c> for rows [begin, begin + rows), in float64.
+  void (*inner_products)(const Sample& x, Dtype dtype, int64_t d, const double* c, int64_t begin,
+                         int64_t rows, double* out);
   // sum_ik (scale (x[i, k] - mean[k]))^2 over rows [begin, end).
   double (*squares)(const Sample& x, Dtype dtype, int64_t d, const double* mean, double scale,
                     int64_t begin, int64_t end);
