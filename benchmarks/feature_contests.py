@@ -103,7 +103,7 @@ def _contest(
 
 def _drawn(scheme: int, count: int) -> tuple[Tensor, Tensor]:
     """Frequencies as a matrix [d, F], and phases."""
-    drawn = draw(GAUSSIAN, 0.0, scheme, WIDTH, count, 0, torch.float32)
+    drawn = draw(GAUSSIAN, 0.0, scheme, WIDTH, count, 0)
     if drawn.signs is None:
         return drawn.w.contiguous(), drawn.phases
     return dense(drawn.w, drawn.signs, WIDTH), drawn.phases

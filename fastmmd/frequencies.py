@@ -8,6 +8,19 @@ here are mixtures of Gaussians, ``w = radius * z`` with z standard normal:
 - Matern nu and, for nu = 1/2, Laplacian ``exp(-|v|)``: multivariate t with 2 nu degrees of freedom;
 - rational quadratic ``(1 + |v|^2 / (2 alpha))^(-alpha)``: radius^2 ~ Gamma(alpha) / alpha;
 - inverse multiquadric ``(1 + |v|^2)^(-1/2)``: radius^2 ~ chi^2 with 1 degree of freedom.
+
+They are to be the same on every machine and for every release: features are compared that were
+made apart, such as those of sketches. So the random numbers are defined here and do not come from
+the generator of a library. The bits are those of Philox4x64-10 (Salmon, Moraes, Dror and Shaw,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the key (seed, stream) and a counter
+from 1, which ``numpy.random.Philox`` gives out and NumPy keeps as they are. Of each word the upper
+53 bits make a number ``(bits + 1/2) / 2^53``, of two such numbers the formulas of Box and Muller
+make two normal ones. A row of w normals takes ``ceil(w / 2)`` numbers for the lengths and then as
+many for the angles, and has the cosines before the sines.
+
+Logarithms, cosines and the orthogonal bases of LAPACK may differ in the last digits of float64
+between machines. Frequencies are rounded to float32, whatever the data are, so that these digits
+are mostly dropped.
 """
 
 from __future__ import annotations
@@ -15,6 +28,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -41,28 +56,53 @@ RATES = {
     RATIONAL_QUADRATIC: 2.0,
     INVERSE_MULTIQUADRIC: 1.0,
 }
+VERSION = 1  # of how they are drawn, which files of sketches name
+
+_ROWS, _LENGTHS, _RADII, _PHASES, _SIGNS = range(5)  # streams, less 8 times the family
 _FREEDOM = {LAPLACIAN: 1, MATERN_3_2: 3, MATERN_5_2: 5}
 _LEAST_WIDTH = 32  # of a Hadamard matrix: a narrow one has few different rows
-_AT_ONCE = 1 << 18  # numbers that are drawn in float64 before they are rounded
+_AT_ONCE = 1 << 18  # numbers that are made in float64 before they are rounded
+
+_Array = npt.NDArray[Any]
 
 
 class Frequencies(NamedTuple):
     """Frequencies w_j and phases b_j, j < F."""
 
-    w: Tensor  # [d, F]; if structured, the radii of the rows, [F], float64
+    w: Tensor  # [d, F], float32; if structured, the radii of the rows, [F], float64
     signs: Tensor | None  # [blocks, 3, width], int8, of structured ones
     phases: Tensor  # [F], float64, uniform in [0, 2 pi)
 
 
-def draw(
-    family: int,
-    shape: float,
-    scheme: int,
-    d: int,
-    count: int,
-    seed: int,
-    dtype: torch.dtype = torch.float64,
-) -> Frequencies:
+class Stream:
+    """The numbers of a seed and a stream, one after another.
+
+    Args:
+        seed: at least 0 and below 2^64.
+        stream: in the same range.
+    """
+
+    def __init__(self, seed: int, stream: int) -> None:
+        self._generator = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
+
+    def bits(self, count: int) -> _Array:
+        """Words of 64 bits, [count]."""
+        return np.asarray(self._generator.random_raw(count), dtype=np.uint64)
+
+    def uniform(self, count: int) -> _Array:
+        """Numbers between 0 and 1, both excluded, [count]."""
+        return ((self.bits(count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+    def normal(self, rows: int, width: int) -> _Array:
+        """Standard normal numbers, [rows, width]; the same in one call or several."""
+        half = (width + 1) // 2
+        u = self.uniform(2 * rows * half).reshape(rows, 2, half)
+        length, angle = np.sqrt(-2 * np.log(u[:, 0])), 2 * math.pi * u[:, 1]
+        made = np.concatenate([length * np.cos(angle), length * np.sin(angle)], axis=1)
+        return made[:, :width]
+
+
+def draw(family: int, shape: float, scheme: int, d: int, count: int, seed: int) -> Frequencies:
     """Frequencies of a kernel on the CPU, always the same ones for a seed.
 
     - ``iid``: independent;
@@ -79,38 +119,41 @@ def draw(
         scheme: one of :data:`SCHEMES`.
         d: the width of the points.
         count: F.
-        seed: a non-negative number below 2^63.
-        dtype: of w.
+        seed: at least 0 and below 2^64.
 
     Returns:
         The frequencies and phases.
     """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    options: Any = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    phases = 2 * math.pi * torch.rand(count, **options)
-    radii = _radii(family, shape, count, generator)
+
+    def stream(role: int) -> Stream:
+        return Stream(seed, 8 * family + role)
+
+    phases = torch.from_numpy(2 * math.pi * stream(_PHASES).uniform(count))
+    radii = _radii(family, shape, count, stream(_RADII))
+    block = block_of(scheme, d)
     if scheme == STRUCTURED:
-        width = max(_LEAST_WIDTH, 1 << (d - 1).bit_length())
-        blocks = -(-count // width)
-        signs = 2 * torch.randint(0, 2, (blocks, 3, width), generator=generator, device="cpu") - 1
-        # The rows of the product have length width^(3/2), those of a Gaussian matrix chi(width).
-        radii = radii * _chi(width, count, generator) * width**-1.5
-        return Frequencies(radii.to(dtype).double(), signs.to(torch.int8), phases)
-    w = torch.empty((count, d), dtype=dtype, device="cpu")
+        blocks = -(-count // block)
+        upper = (stream(_SIGNS).bits(blocks * 3 * block) >> np.uint64(63)).astype(np.int8)
+        signs = torch.from_numpy(1 - 2 * upper.reshape(blocks, 3, block))
+        # The rows of the product have length block^(3/2), those of a Gaussian matrix chi(block).
+        radii = radii * _lengths(count, block, stream(_LENGTHS)) * block**-1.5
+        rounded = radii.astype(np.float32).astype(np.float64)
+        return Frequencies(torch.from_numpy(rounded), signs, phases)
+    w = np.empty((count, d), dtype=np.float32)
     if scheme == IID:
-        step = max(1, _AT_ONCE // d)
-        for part, r in zip(w.split(step), radii.split(step), strict=True):
-            part.copy_(r[:, None] * torch.randn(part.shape, **options))
+        rows, step = stream(_ROWS), max(1, _AT_ONCE // d)
+        for i in range(0, count, step):
+            part = w[i : i + step]
+            part[:] = radii[i : i + step, None] * rows.normal(len(part), d)
     else:
-        radii = radii * _chi(d, count, generator)
-        step = d * max(1, _AT_ONCE // (d * d))
-        for part, r in zip(w.split(step), radii.split(step), strict=True):
-            blocks = -(-len(r) // d)
-            q, triangle = torch.linalg.qr(torch.randn(blocks, d, d, **options))
-            # Of either sign alike, or it would not be uniform.
-            q = q * triangle.diagonal(dim1=1, dim2=2).sign()[:, None]
-            part.copy_(r[:, None] * q.reshape(-1, d)[: len(r)])
-    return Frequencies(w.T, None, phases)
+        rows, radii = stream(_ROWS), radii * _lengths(count, d, stream(_LENGTHS))
+        for i in range(0, count, d):
+            part = w[i : i + d]
+            # By torch, whose threads are ours.
+            q, triangle = torch.linalg.qr(torch.from_numpy(rows.normal(d, d)))
+            q = q * triangle.diagonal().sign()  # or it would not be uniform
+            part[:] = radii[i : i + d, None] * q[: len(part)].numpy()
+    return Frequencies(torch.from_numpy(w).T, None, phases)
 
 
 def block_of(scheme: int, d: int) -> int:
@@ -137,26 +180,43 @@ def dense(radii: Tensor, signs: Tensor, d: int, block: int | None = None) -> Ten
     return (radii[:, None] * torch.cat(rows)[: len(radii)]).T
 
 
-def _radii(family: int, shape: float, count: int, generator: torch.Generator) -> Tensor:
+def _lengths(count: int, width: int, stream: Stream) -> _Array:
+    """Of standard normal vectors of that width, [count]."""
+    step = max(1, _AT_ONCE // width)
+    parts = [
+        np.sqrt(np.square(stream.normal(min(step, count - i), width)).sum(axis=1))
+        for i in range(0, count, step)
+    ]
+    return np.concatenate(parts)
+
+
+def _radii(family: int, shape: float, count: int, stream: Stream) -> _Array:
     """Of the mixture of Gaussians, [count]."""
     if family == GAUSSIAN:
-        return torch.ones(count, dtype=torch.float64, device="cpu")
+        return np.ones(count)
     if family == INVERSE_MULTIQUADRIC:
-        return _chi(1, count, generator)
+        return _lengths(count, 1, stream)
     if family == RATIONAL_QUADRATIC:
-        return (_gamma(shape, count, generator) / shape).sqrt()
+        return np.sqrt(_gamma(shape, count, stream) / shape)
     freedom = _FREEDOM[family]
-    return math.sqrt(freedom) / _chi(freedom, count, generator)
+    return math.sqrt(freedom) / _lengths(count, freedom, stream)
 
 
-def _chi(freedom: int, count: int, generator: torch.Generator) -> Tensor:
-    """Lengths of standard normal vectors."""
-    if freedom <= 8:
-        options: Any = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-        return torch.linalg.vector_norm(torch.randn(count, freedom, **options), dim=1)
-    return (2 * _gamma(freedom / 2, count, generator)).sqrt()
+def _gamma(shape: float, count: int, stream: Stream) -> _Array:
+    """Gamma variables, [count] (Marsaglia and Tsang, "A simple method for generating gamma
+    variables", ACM Transactions on Mathematical Software 2000).
 
-
-def _gamma(shape: float, count: int, generator: torch.Generator) -> Tensor:
-    shapes = torch.full((count,), shape, dtype=torch.float64, device="cpu")
-    return torch._standard_gamma(shapes, generator=generator)
+    Below a shape of 1 they are those of ``shape + 1`` times ``u^(1 / shape)``.
+    """  # noqa: D205
+    boost = stream.uniform(count) ** (1 / shape) if shape < 1 else np.ones(count)
+    d = (shape + 1 if shape < 1 else shape) - 1 / 3
+    made, missing = np.empty(count), np.arange(count)
+    while len(missing):
+        z, u = stream.normal(len(missing), 1)[:, 0], stream.uniform(len(missing))
+        v = (1 + z / math.sqrt(9 * d)) ** 3
+        positive = v > 0
+        v[~positive] = 1.0
+        accepted = positive & (np.log(u) < z * z / 2 + d * (1 - v + np.log(v)))
+        made[missing[accepted]] = d * v[accepted]
+        missing = missing[~accepted]
+    return made * boost

@@ -110,7 +110,9 @@ def random_feature_mmd2(
         kernel: a :class:`fastmmd.Kernel` of :class:`Gaussian`, :class:`Laplacian`, :class:`Matern`,
             :class:`InverseMultiquadric` and :class:`RationalQuadratic`, and sums and multiples of
             these; ``Gaussian("mean")`` by default.
-        seed: of frequencies and phases; None takes a new one from the global generator of torch.
+        seed: of frequencies and phases, the same on every machine, and those of a
+            :class:`MeanEmbedding` with that seed; None takes a new one from the global generator of
+            torch.
         frequencies: ``"iid"``; ``"orthogonal"``, in blocks of d, with less variance; or
             ``"structured"``, products of Hadamard matrices and random signs, O(D log d) for each
             point, see :func:`fastmmd.frequencies.draw`; or a tensor [d, F], which is divided by
@@ -272,21 +274,21 @@ class _Plan(NamedTuple):
 def _estimate(samples: _Samples, plan: _Plan, count: int) -> tuple[Tensor, Tensor]:
     """The MMD^2 by so many frequencies for each group, and its standard error, in float64."""
     x, y = samples.x, samples.y
-    value: Tensor | None = None
-    variance: Tensor | None = None
-    for number, group in enumerate(plan.groups):
-        block, signs, phases = 1, None, plan.phases
+    each: Tensor | None = None  # of the frequencies, those of all groups side by side
+    block = 1
+    for group in plan.groups:
+        signs, phases = None, plan.phases
         if isinstance(plan.frequencies, Tensor):
             w = plan.frequencies
             count = w.shape[1]
             if phases is None and plan.form == "phase":
-                # The phases are drawn first: these are those of any frequencies.
+                # They have a stream of their own: these are those of any frequencies.
                 phases = ops.frequencies(x, group.family, group.shape, 0, 1, count, plan.seed)[2]
         else:
             scheme, d = SCHEMES[plan.frequencies], x.shape[1]
-            # Draws of different groups are to be independent.
-            seed = (plan.seed + number * 0x1E3779B97F4A7C15) % (1 << 63)
-            w, signs, drawn = ops.frequencies(x, group.family, group.shape, scheme, d, count, seed)
+            w, signs, drawn = ops.frequencies(
+                x, group.family, group.shape, scheme, d, count, plan.seed
+            )
             phases = drawn if phases is None else phases
             block = block_of(scheme, d)
         if plan.form == "pair":
@@ -300,14 +302,11 @@ def _estimate(samples: _Samples, plan: _Plan, count: int) -> tuple[Tensor, Tenso
             ops.feature_mean(z, masses, w, signs, phases, rates)
             for z, masses in ((x, samples.x_masses), (y, samples.y_masses))
         ]
-        each = coefficients @ (means[0] - means[1]).square()
-        each = 2 * each if phases is not None else each[:count] + each[count:]
-        value = each.mean() if value is None else value + each.mean()
-        spread = _variance(each.detach(), block)
-        variance = spread if variance is None else variance + spread
-    assert value is not None
-    assert variance is not None
-    return value, variance.sqrt()
+        of_group = coefficients @ (means[0] - means[1]).square()
+        of_group = 2 * of_group if phases is not None else of_group[:count] + of_group[count:]
+        each = of_group if each is None else each + of_group
+    assert each is not None
+    return each.mean(), _variance(each.detach(), block).sqrt()
 
 
 def _variance(each: Tensor, block: int) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import fastmmd as fm
-from fastmmd.frequencies import RATES, SCHEMES, dense
+from fastmmd.frequencies import RATES, SCHEMES, Stream, dense, draw
 from fastmmd.reference_features import random_feature_mmd2
-from fastmmd.sketch import draws, files
+from fastmmd.sketch import files
 
 KERNELS = {
     "gaussian": fm.Gaussian(2.0, multipliers=(1,)),
@@ -97,7 +97,7 @@ def test_against_written_out_features(
     for family in set(terms.families):
         of = [i for i, f in enumerate(terms.families) if f == family]
         count = 64 if form == "phase" else 32
-        w, signs, phases = draws.draw(family, 0.0, SCHEMES[frequencies], 5, count, 7)
+        w, signs, phases = draw(family, 0.0, SCHEMES[frequencies], 5, count, 7)
         w = w.double() if signs is None else dense(w, signs, 5)
         rates = (RATES[family] * terms.scales[of]).sqrt()
         shown = phases if form == "phase" else None
@@ -110,13 +110,26 @@ def test_against_written_out_features(
     assert a.mmd2(b) == pytest.approx(expected, abs=tolerance * float(terms.coefficients.sum()))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("form", ["pair", "phase"])
+def test_the_same_features_as_one_call_makes(form: str, scheme: str) -> None:
+    """One seed, one set of frequencies: two sketches, and both samples at once."""
+    x, y = (z.double() for z in samples(30, 20))
+    kernel = fm.Gaussian(2.0) + 0.5 * fm.Laplacian(1.5) + fm.RationalQuadratic(0.7, 1.0)
+    empty = fm.MeanEmbedding(64, kernel, 4, 5, form, scheme)
+    a, b = (empty.empty().update(z) for z in (x, y))
+    value, error = fm.random_feature_mmd2(x, y, 64, kernel, 5, scheme, form, return_error=True)
+    assert float(value) == pytest.approx(a.mmd2(b), rel=1e-12)
+    assert float(error) == pytest.approx(a.standard_error(b), rel=1e-10)
+
+
 def test_unbiased_leaves_the_diagonal_out() -> None:
     """The features of pairs make a kernel of their own, whose U-statistic it is."""
     x, y = (z.double() for z in samples(30, 20))
     u, v = torch.rand(2, 30, dtype=torch.float64)[0], torch.rand(20, dtype=torch.float64)
     empty = fm.MeanEmbedding(64, fm.Gaussian(2.0, (1,)), 4)
     a, b = empty.empty().update(x, u), empty.empty().update(y, v)
-    w = draws.draw(0, 0.0, 0, 4, 32, 0).w.double() / 2.0
+    w = draw(0, 0.0, 0, 4, 32, 0).w.double() / 2.0
     p, q = u / u.sum(), v / v.sum()
 
     def gram(s: Tensor, t: Tensor) -> Tensor:
@@ -409,13 +422,13 @@ def philox(key: tuple[int, int], counter: int) -> list[int]:
 def test_bits_are_those_of_philox() -> None:
     seed, stream = 2**64 - 3, 17
     expected = [word for block in (1, 2, 3) for word in philox((seed, stream), block)]
-    assert draws.Stream(seed, stream).bits(12).tolist() == expected
+    assert Stream(seed, stream).bits(12).tolist() == expected
     # A known answer of the authors' own library, Random123.
     assert philox((0, 0), 0)[0] == 0x16554D9ECA36314C
 
 
 def test_normals_are_as_they_are_written_down() -> None:
-    words = draws.Stream(5, 8).bits(12)
+    words = Stream(5, 8).bits(12)
     u = [((int(word) >> 11) + 0.5) / 2**53 for word in words]
     rows = []
     for i in (0, 4, 8):
@@ -423,7 +436,7 @@ def test_normals_are_as_they_are_written_down() -> None:
         angle = [2 * math.pi * v for v in u[i + 2 : i + 4]]
         rows.append([v * math.cos(t) for v, t in zip(length, angle, strict=True)])
         rows[-1].append(length[0] * math.sin(angle[0]))  # the row is of 3
-    stream = draws.Stream(5, 8)
+    stream = Stream(5, 8)
     found = np.concatenate([stream.normal(1, 3), stream.normal(2, 3)])
     np.testing.assert_allclose(found, rows, rtol=1e-13, atol=1e-15)
 
@@ -438,9 +451,7 @@ GOLDEN = {
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_same_frequencies_as_ever(scheme: str) -> None:
     """Files of sketches outlive releases: these numbers must never change."""
-    found = [
-        float(draws.draw(family, 0.5, SCHEMES[scheme], 5, 12, 3).w.flatten()[7]) for family in RATES
-    ]
+    found = [float(draw(family, 0.5, SCHEMES[scheme], 5, 12, 3).w.flatten()[7]) for family in RATES]
     np.testing.assert_allclose(found, GOLDEN[scheme], rtol=1e-6)
 
 
@@ -452,7 +463,7 @@ def test_frequencies_are_those_of_the_kernel(name: str, scheme: str) -> None:
     d, count = 6, 4096
     for t in {f: t for t, f in enumerate(terms.families)}.values():
         family, shape, scale = terms.families[t], terms.shapes[2 * t], float(terms.scales[t])
-        w, signs, phases = draws.draw(family, shape, SCHEMES[scheme], d, count, 1)
+        w, signs, phases = draw(family, shape, SCHEMES[scheme], d, count, 1)
         w = w.double() if signs is None else dense(w, signs, d)
         rate = math.sqrt(RATES[family] * scale)
         for distance in (0.5, 1.0, 3.0):
@@ -468,7 +479,7 @@ def test_frequencies_are_those_of_the_kernel(name: str, scheme: str) -> None:
 
 
 def test_orthogonal_blocks() -> None:
-    w = draws.draw(0, 0.0, SCHEMES["orthogonal"], 5, 12, 0).w.double()
+    w = draw(0, 0.0, SCHEMES["orthogonal"], 5, 12, 0).w.double()
     product = w.T @ w
     for i in (0, 5, 10):
         block = product[i : i + 5, i : i + 5]

@@ -40,13 +40,20 @@ def _drawn(
     with _lock:
         found = _kept.get(key)
     if found is None:
-        found = draw(family, shape, scheme, d, count, seed, dtype)
+        found = _draw_in(dtype, family, shape, scheme, d, count, seed)
         if found.w.numel() <= _KEPT_NUMBERS:
             with _lock:
                 while len(_kept) > 1:
                     del _kept[next(iter(_kept))]
                 _kept[key] = found
     return found
+
+
+def _draw_in(
+    dtype: torch.dtype, family: int, shape: float, scheme: int, d: int, count: int, seed: int
+) -> Frequencies:
+    drawn = draw(family, shape, scheme, d, count, seed)
+    return drawn if scheme == STRUCTURED else drawn._replace(w=drawn.w.to(dtype))
 
 
 torch.library.define(
@@ -59,7 +66,7 @@ torch.library.define(
 def _frequencies(
     like: Tensor, family: int, shape: float, scheme: int, d: int, count: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    w, signs, phases = draw(family, shape, scheme, d, count, seed, like.dtype)
+    w, signs, phases = _draw_in(like.dtype, family, shape, scheme, d, count, seed)
     signs = torch.empty(0, dtype=torch.int8, device=CPU) if signs is None else signs
     return w.to(like.device), signs.to(like.device), phases.to(like.device)
 

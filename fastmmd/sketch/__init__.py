@@ -1,6 +1,6 @@
 """Sketches of samples that merge: mean embeddings by random features.
 
-The frequencies are made in :mod:`fastmmd.sketch.draws`, files are those of
+The frequencies are those of :mod:`fastmmd.frequencies`, files those of
 :mod:`fastmmd.sketch.files`.
 """
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fastmmd import ops
-from fastmmd.frequencies import RATES, SCHEMES, Frequencies, block_of
+from fastmmd.frequencies import RATES, SCHEMES, VERSION, Frequencies, block_of, draw
 from fastmmd.kernels import Kernel
-from fastmmd.sketch import draws, files
+from fastmmd.sketch import files
 from fastmmd.sketch.kernels import kernel_of, spelled_out
 from fastmmd.terms import Terms
 
@@ -64,7 +64,7 @@ class MeanEmbedding:
     Everything is summed in float64. :meth:`merge` adds, so that it is commutative, and associative
     to the rounding of float64. The same seed gives the same features on every machine and with
     every release of torch and NumPy, whatever the dtype of the data, see
-    :mod:`fastmmd.sketch.draws`. A sketch takes 8 K D bytes, whatever the number of rows; an update
+    :mod:`fastmmd.frequencies`. A sketch takes 8 K D bytes, whatever the number of rows; an update
     takes O((n + D) d) memory besides.
 
     Args:
@@ -132,7 +132,7 @@ class MeanEmbedding:
             "form": form,
             "frequencies": frequencies,
             "kernel": spelled_out(kernel),
-            "generator": draws.VERSION,
+            "generator": VERSION,
         }
         self._columns = _checked_columns(columns, self.dim)
         # One of our own, as the other may change.
@@ -427,10 +427,10 @@ class MeanEmbedding:
         """
         header, sums = files.read(path)
         generator = header.get("generator")
-        if generator != draws.VERSION:
+        if generator != VERSION:
             raise ValueError(
                 f"{os.fspath(path)}: its frequencies are drawn in a way {generator!r}, and this"
-                f" fastmmd knows {draws.VERSION}"
+                f" fastmmd knows {VERSION}"
             )
         try:
             if header["num_features"] > len(sums):  # before room is made for so many
@@ -497,7 +497,7 @@ class MeanEmbedding:
         key = (group.family, group.shape, scheme, self.dim, count, self.seed)
         drawn = _DRAWN.get(key)
         if drawn is None:
-            drawn = _DRAWN[key] = _Drawn(draws.draw(*key))
+            drawn = _DRAWN[key] = _Drawn(draw(*key))
         return drawn
 
     def _means(self) -> Tensor:
