@@ -14,6 +14,7 @@ import fastmmd
 from fastmmd._extras import MissingExtraError, require_extra
 from fastmmd._options import positive
 from fastmmd._output import OutputError
+from fastmmd.bench.main import BenchError, add_bench_arguments
 from fastmmd.compare.options import (
     add_arguments,
     add_sketch_arguments,
@@ -41,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line if None.
 
     Returns:
-        Exit status: 0, 1 for a difference under ``compare --fail-on-difference``, 2 for what the
-        user has to mend, 130 after Ctrl-C, 141 if the output is closed early.
+        Exit status: 0, 1 for a difference under ``compare --fail-on-difference`` and for what is
+        worse under ``bench compare``, 2 for what the user has to mend, 130 after Ctrl-C, 141 if
+        the output is closed early.
     """
     options = parser().parse_args(arguments)
     threads = torch.get_num_threads()
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         sys.stdout.flush()
         return status
-    except (InputError, OutputError, MissingExtraError) as error:
+    except (BenchError, InputError, OutputError, MissingExtraError) as error:
         return fail(str(error))
     except (BrokenPipeError, SystemExit):  # the latter is what rich makes of the former
         # Nobody reads on, as after "| head". The status is what a shell makes of SIGPIPE.
@@ -131,6 +133,13 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, add_help=False, prefix_chars="\0")
         command.add_argument("arguments", nargs="*")
         command.set_defaults(run=run_training, command=name, threads=None)
+
+    command = commands.add_parser(
+        "bench",
+        help="time it beside plain PyTorch, and tell whether a change made it slower",
+        description="Time every operation beside plain PyTorch; compare runs or revisions.",
+    )
+    add_bench_arguments(command)
     return root
 
 

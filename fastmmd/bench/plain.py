@@ -133,3 +133,26 @@ def permuted_by_index(x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]
         order = torch.randperm(len(k))
         null.append(biased(k[order][:, order], n))
     return biased(k, n), torch.stack(null)
+
+
+def slopes_of(multipliers: Iterable[float], bandwidth: float) -> list[float]:
+    """The factors of the squared distance in a bank of Gaussians."""
+    return [0.5 / (m * bandwidth**2) for m in multipliers]
+
+
+def cross(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances [n, m] from one matrix of inner products."""
+    norms = x.square().sum(1, keepdim=True) + y.square().sum(1)
+    return torch.addmm(norms, x, y.T, alpha=-2).clamp(min=0)
+
+
+def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Twice the mean distance between x and y, less those within."""
+    between, in_x, in_y = (torch.cdist(a, b).mean() for a, b in ((x, y), (x, x), (y, y)))
+    return 2 * between - in_x - in_y
+
+
+def coral(x: Tensor, y: Tensor) -> Tensor:
+    """The squared distance of the covariance matrices, over 4 d^2."""
+    d = x.shape[1]
+    return (x.T.cov() - y.T.cov()).square().sum() / (4 * d * d)

@@ -1,0 +1,232 @@
+"""Runs: the tracked rows of this installation, or of two builds in turn."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import fastmmd
+from fastmmd.bench import record
+from fastmmd.bench.builds import Worker, commit_of
+from fastmmd.bench.clock import stopwatch_of
+from fastmmd.bench.interleave import Budget, Rounds, interleave
+from fastmmd.bench.machine import describe
+from fastmmd.bench.record import Record, Series
+from fastmmd.bench.rows import REFERENCE, SUBJECT, Lanes, Row
+from fastmmd.bench.verdict import Thresholds, Verdict, compare
+
+__all__ = ["Duel", "default_threads", "duel", "machine", "run"]
+
+BASE, HEAD = "base", "head"
+# Medians of fewer rounds have no interval to speak of.
+LEAST_ROUNDS = 9
+# Over all rows: what disturbs the machine for a second is then not in all rounds of a row.
+SWEEPS = 3
+Say = Callable[[str], object]
+
+
+def default_threads() -> int:
+    """Half of the cores: others may be busy, and a team waits for its slowest thread."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """What figures hold for, the device by its name."""
+    name = "cpu" if device == "cpu" else torch.cuda.get_device_name()
+    return describe() | {"device": name, "threads": threads}
+
+
+def _limits(device: str) -> dict[str, float]:
+    """What torch reaches here: FLOP/s of a float32 product, bytes/s of a copy."""
+    side, count = 2048, 1 << 26
+    a = torch.randn(side, side, device=device)
+    b = torch.empty(count, device=device)
+    c = torch.empty_like(b)
+    lanes = {"product": lambda: torch.mm(a, a), "copy": lambda: c.copy_(b)}
+    rounds = interleave(lanes, Budget(1.0, least=3), stopwatch_of(device))
+    return {
+        "flop_per_second": 2 * side**3 / min(rounds.seconds["product"]),
+        "bytes_per_second": 8 * count / min(rounds.seconds["copy"]),
+    }
+
+
+def _info(row: Row, error: float | None) -> dict[str, Any]:
+    return {
+        "op": row.op,
+        "n": row.n,
+        "d": row.d,
+        "dtype": str(row.dtype).removeprefix("torch."),
+        "mode": row.mode,
+        "why": row.why,
+        "flop": row.flop,
+        "bytes": row.bytes,
+        "error": error,
+    }
+
+
+def _entries(row: Row, lanes: Lanes, rounds: Rounds) -> list[dict[str, Any]]:
+    info = _info(row, lanes.error)
+    made = [record.entry(row.name, lane, rounds, lane, info) for lane in lanes.calls]
+    return made + [record.entry(row.name, lane, None, lane, info) for lane in lanes.missing]
+
+
+def _joined(before: Rounds | None, after: Rounds) -> Rounds:
+    if before is None:
+        return after
+    return Rounds(
+        {name: before.seconds[name] + times for name, times in after.seconds.items()}, after.calls
+    )
+
+
+def _faster(rounds: Rounds) -> float:
+    return Series("", tuple(rounds.seconds[SUBJECT]), tuple(rounds.seconds[REFERENCE])).ratio
+
+
+def run(
+    rows: Sequence[Row], device: str, threads: int, seconds: float, peers: bool, say: Say
+) -> dict[str, Any]:
+    """Times rows of this installation beside their plain forms.
+
+    Args:
+        rows: What to time.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: Of torch and fastmmd.
+        seconds: For the rounds of a row.
+        peers: Whether other libraries are timed too.
+        say: Told of each row.
+
+    Returns:
+        The content of the file of the run.
+    """
+    before = torch.get_num_threads()
+    entries = []
+    try:
+        torch.set_num_threads(threads)
+        limits = _limits(device)
+        prepared = {row.name: row.prepare(device, peers) for row in rows}
+        taken: dict[str, Rounds] = {}
+        for sweep in range(SWEEPS):
+            for row in rows:
+                budget = Budget(seconds / SWEEPS, least=LEAST_ROUNDS // SWEEPS)
+                found = interleave(prepared[row.name].calls, budget, stopwatch_of(device))
+                taken[row.name] = _joined(taken.get(row.name), found)
+                if sweep == SWEEPS - 1:
+                    entries += _entries(row, prepared[row.name], taken[row.name])
+                    say(f"{row.name}: {_faster(taken[row.name]):.2f} times plain PyTorch")
+        described = machine(device, threads)
+    finally:
+        torch.set_num_threads(before)
+    root = Path(fastmmd.__file__).parents[1]
+    commit = commit_of(root) if (root / "pyproject.toml").is_file() else {"id": None}
+    return record.content(
+        described, commit | {"version": fastmmd.__version__}, entries, limits=limits
+    )
+
+
+class Duel(NamedTuple):
+    """Two builds, measured in the same rounds."""
+
+    base: dict[str, Any]  # content of files
+    head: dict[str, Any]
+    verdicts: list[Verdict]
+
+
+def duel(
+    folders: Mapping[str, Path],
+    commits: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[Row],
+    device: str,
+    threads: int,
+    seconds: float,
+    passes: int,
+    thresholds: Thresholds,
+    say: Say,
+) -> Duel:
+    """Times rows of two builds against each other, round by round.
+
+    Each build runs in a process of its own; one waits while the other is timed. Rows that are
+    unclear, or not the same, are measured again in new processes, as two processes of one build
+    differ too: by where their memory lies.
+
+    Args:
+        folders: Of the builds, by ``"base"`` and ``"head"``.
+        commits: Their commits.
+        rows: What to time.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: Of each process.
+        seconds: For the rounds of a row and pass.
+        passes: How often at most.
+        thresholds: What counts as a change.
+        say: Told of each row.
+
+    Raises:
+        BuildError: A build does not run, or computes something else than plain PyTorch.
+    """
+    described = machine(device, threads)
+    together = uuid.uuid4().hex
+    taken: dict[str, Rounds] = {}
+    # A single pass cannot tell a change from the whims of a process.
+    least = min(2, passes)
+
+    def one_pass(left: Sequence[Row]) -> None:
+        with Worker(BASE, folders[BASE]) as base, Worker(HEAD, folders[HEAD]) as head:
+            workers = {BASE: base, HEAD: head}
+            for row in left:
+                there = [
+                    side
+                    for side, worker in workers.items()
+                    if "missing" not in worker.prepare(row.name, device, threads)
+                ]
+                if not there:
+                    continue
+                lanes = {side: (workers[side], SUBJECT) for side in there}
+                lanes[REFERENCE] = (workers[there[-1]], REFERENCE)
+                rounds = interleave(
+                    lanes,  # type: ignore[arg-type]
+                    Budget(seconds, least=LEAST_ROUNDS),
+                    lambda lane, count: lane[0].seconds(lane[1], count),
+                )
+                taken[row.name] = _joined(taken.get(row.name), rounds)
+
+    def contents() -> tuple[dict[str, Any], dict[str, Any]]:
+        return tuple(  # type: ignore[return-value]
+            record.content(
+                described,
+                commits[side],
+                [
+                    record.entry(
+                        row.name,
+                        lane,
+                        taken[row.name],
+                        side if lane == SUBJECT else REFERENCE,
+                        _info(row, None),
+                    )
+                    for row in rows
+                    if row.name in taken and side in taken[row.name].seconds
+                    for lane in (SUBJECT, REFERENCE)
+                ],
+                rounds_with=together,
+            )
+            for side in (BASE, HEAD)
+        )
+
+    left = list(rows)
+    for number in range(1, passes + 1):
+        one_pass(left)
+        base, head = contents()
+        verdicts = compare(Record.parse(base, BASE), Record.parse(head, HEAD), thresholds)
+        open_rows = {
+            v.row
+            for v in verdicts
+            if v.answer == "unclear" or (v.answer in ("better", "worse") and number < least)
+        }
+        left = [row for row in rows if row.name in open_rows]
+        say(f"pass {number}: {len(rows) - len(left)} of {len(rows)} rows decided")
+        if not left:
+            break
+    return Duel(base, head, verdicts)

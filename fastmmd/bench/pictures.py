@@ -1,0 +1,111 @@
+"""Pictures of runs: times faster by size, roofline, history."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastmmd._figures import new_figure, save
+from fastmmd.bench.record import Record, Series
+from fastmmd.bench.rows import GRADIENTS
+
+__all__ = ["draw"]
+
+
+def draw(records: Sequence[Record], folder: Path) -> None:
+    """Writes ``speedup``, ``roofline`` and, of several records, ``history`` as PNG and SVG."""
+    last = records[-1]
+    _speedup(last, folder)
+    _roofline(last, folder)
+    if len(records) > 1:
+        _history(records, folder)
+
+
+def _both(figure: object, folder: Path, name: str) -> None:
+    for ending in ("png", "svg"):
+        save(figure, folder / f"{name}.{ending}")  # type: ignore[arg-type]
+
+
+def _speedup(record: Record, folder: Path) -> None:
+    rows = sorted(
+        (s for s in record.series.values() if s.info.get("mode", GRADIENTS) == GRADIENTS),
+        key=lambda s: s.ratio,
+    ) or list(record.series.values())
+    figure = new_figure(8, 1.2 + 0.24 * len(rows))
+    axes = figure.add_subplot()
+    axes.barh([_short(s) for s in rows], [s.ratio for s in rows], color="#3b6ea5", height=0.7)
+    for i, s in enumerate(rows):
+        axes.text(s.ratio * 1.04, i, f"{s.ratio:.1f}", va="center", fontsize=8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.01)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("times faster than plain PyTorch, value and gradients")
+    axes.spines[["top", "right"]].set_visible(False)
+    _both(figure, folder, "speedup")
+
+
+def _short(series: Series) -> str:
+    info = series.info
+    if "op" not in info:
+        return series.name
+    kind = "" if info["dtype"] == "float32" else f", {info['dtype']}"
+    return f"{info['op']}, {info['n']} × {info['d']}{kind}"
+
+
+def _roofline(record: Record, folder: Path) -> None:
+    rows = [s for s in record.series.values() if s.info.get("flop") and s.info.get("bytes")]
+    if not rows or not record.limits:
+        return
+    flops, bandwidth = record.limits["flop_per_second"], record.limits["bytes_per_second"]
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    intensity = [s.info["flop"] / s.info["bytes"] for s in rows]
+    low, high = min(intensity) / 3, max(intensity) * 3
+    corner = flops / bandwidth
+    line = sorted({low, min(max(corner, low), high), high})
+    axes.plot(
+        line,
+        [min(flops, bandwidth * x) / 1e9 for x in line],
+        color="black",
+        label="torch.mm and copy in this run (float32)",
+    )
+    for mode in dict.fromkeys(s.info["mode"] for s in rows):
+        of = [(x, s) for x, s in zip(intensity, rows, strict=True) if s.info["mode"] == mode]
+        axes.scatter(
+            [x for x, _ in of],
+            [s.info["flop"] / statistics.median(s.subject) / 1e9 for _, s in of],
+            label=mode,
+            s=28,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOP that must be done / byte that must be moved")
+    axes.set_ylabel("GFLOP/s, exponentials not counted")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _both(figure, folder, "roofline")
+
+
+def _history(records: Sequence[Record], folder: Path) -> None:
+    names = list(dict.fromkeys(name for record in records for name in record.series))
+    columns = 4
+    lines = -(-len(names) // columns)
+    figure = new_figure(3.4 * columns, 1.9 * lines)
+    ticks = range(len(records))
+    labels = [(r.commit.get("id") or str(r.commit.get("version")))[:7] for r in records]
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(lines, columns, i + 1)
+        found = [(t, r.series[name].ratio) for t, r in enumerate(records) if name in r.series]
+        axes.plot([t for t, _ in found], [v for _, v in found], marker="o", markersize=3)
+        axes.set_ylim(0, 1.15 * max(v for _, v in found))
+        axes.set_xlim(-0.5, len(records) - 0.5)
+        series = next(r.series[name] for r in reversed(records) if name in r.series)
+        mode = "" if series.info.get("mode", GRADIENTS) == GRADIENTS else ", forward"
+        axes.set_title(_short(series) + mode, fontsize=7)
+        axes.tick_params(labelsize=6)
+        axes.set_xticks(ticks, labels if i >= len(names) - columns else [], rotation=90)
+        axes.grid(alpha=0.3)
+    figure.supylabel("times faster than plain PyTorch")
+    _both(figure, folder, "history")

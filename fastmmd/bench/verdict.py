@@ -1,0 +1,176 @@
+r"""Better, same, worse or unclear.
+
+The quantity is the time of the subject over that of the reference in the same round, t / r, whose
+median a slow second of the machine does not move. The change of a row from base to head is
+
+.. math:: \Delta = \operatorname{median} \log(t / r)_\text{head}
+          - \operatorname{median} \log(t / r)_\text{base},
+
+and where both were measured in the same rounds the median of the differences round by round, in
+which the reference cancels. Its interval comes from a bootstrap over blocks of neighbouring rounds
+(Kunsch, "The jackknife and the bootstrap for general stationary observations", Annals of
+Statistics 1989), as what disturbs one round often disturbs the next. A row is better or worse
+only if the interval is off 0, the change is above the thresholds, and so is the change of the best
+times: a machine that was busy through all rounds of a row moves medians, but seldom every round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmmd.bench.record import Record, Series
+
+__all__ = ["Answer", "Thresholds", "Verdict", "compare", "judge"]
+
+Answer = Literal["better", "same", "worse", "unclear", "new", "gone"]
+_RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as a change.
+
+    Args:
+        relative: The smallest change of the time that counts, 0.05 for 5 %.
+        absolute: The same in seconds: what changes by less is the same, however short the call.
+        confidence: Of the interval.
+    """
+
+    relative: float = 0.05
+    absolute: float = 2e-6
+    confidence: float = 0.99
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a row.
+
+    Attributes:
+        row: Its name.
+        answer: ``"better"``, ``"same"``, ``"worse"``, ``"unclear"``; ``"new"`` and ``"gone"`` of
+            rows that one of the two does not have.
+        change: Time of head over that of base, less 1; so 0.1 is 10 % slower.
+        low: Lower end of its interval.
+        high: Upper end.
+        base: Median seconds of the subject, NaN of a new row.
+        head: The same, NaN of one that is gone.
+        rounds: How many there were, the fewer of both.
+    """
+
+    row: str
+    answer: Answer
+    change: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    base: float = math.nan
+    head: float = math.nan
+    rounds: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which has no NaN."""
+        return {
+            k: None if isinstance(v, float) and math.isnan(v) else v
+            for k, v in asdict(self).items()
+        }
+
+
+def judge(base: Series, head: Series, paired: bool, thresholds: Thresholds) -> Verdict:
+    """The verdict of one row.
+
+    Args:
+        base: Its rounds before.
+        head: Its rounds after.
+        paired: Whether round i of both was measured together.
+        thresholds: What counts.
+    """
+    draw = np.random.default_rng(0)
+    before, after = (np.asarray(s.subject) for s in (base, head))
+    if paired:
+        logs = np.log(after) - np.log(before)
+        center = float(np.median(logs))
+        spread = np.median(_resampled(logs, draw), axis=1)
+        best = float(np.log(after.min()) - np.log(before.min()))
+    else:
+        old, new = (np.log(np.divide(s.subject, s.reference)) for s in (base, head))
+        center = float(np.median(new) - np.median(old))
+        resampled = (np.median(_resampled(logs, draw), axis=1) for logs in (new, old))
+        spread = np.subtract(*resampled)
+        best = _best(head) - _best(base)
+    tail = (1 - thresholds.confidence) / 2
+    low, high = (float(np.quantile(spread, q)) for q in (tail, 1 - tail))
+    time = float(np.median(before))
+    return Verdict(
+        base.name,
+        _answer(center, best, low, high, time, thresholds),
+        math.expm1(center),
+        math.expm1(low),
+        math.expm1(high),
+        time,
+        float(np.median(after)),
+        min(len(before), len(after)),
+    )
+
+
+def _best(series: Series) -> float:
+    return math.log(min(series.subject) / min(series.reference))
+
+
+def _answer(
+    center: float, best: float, low: float, high: float, time: float, t: Thresholds
+) -> Answer:
+    least = max(math.log1p(t.relative), math.log1p(t.absolute / time))
+    # An interval that begins near 0 beside a large change comes from a machine out of control.
+    if low > center / 2 > 0 and min(center, best) >= least:
+        return "worse"
+    if high < center / 2 < 0 and max(center, best) <= -least:
+        return "better"
+    return "same" if -least < low and high < least else "unclear"
+
+
+def _resampled(values: NDArray[Any], draw: np.random.Generator) -> NDArray[Any]:
+    """Bootstrap samples [resamples, n], of blocks of neighbours."""
+    n = len(values)
+    length = max(1, round(n ** (1 / 3)))
+    starts = draw.integers(0, n - length + 1, size=(_RESAMPLES, math.ceil(n / length)))
+    positions = starts[:, :, None] + np.arange(length)
+    taken: NDArray[Any] = values[positions.reshape(_RESAMPLES, -1)[:, :n]]
+    return taken
+
+
+def compare(base: Record, head: Record, thresholds: Thresholds | None = None) -> list[Verdict]:
+    """The verdicts of all rows, in the order of head, then those that are gone.
+
+    Raises:
+        RecordError: The records do not compare (see :meth:`Record.check_comparable`).
+    """
+    base.check_comparable(head)
+    thresholds = thresholds or Thresholds()
+    together = base.rounds_with is not None and base.rounds_with == head.rounds_with
+    verdicts = []
+    for name, after in head.series.items():
+        before = base.series.get(name)
+        if before is None:
+            verdicts.append(Verdict(name, "new", head=float(np.median(after.subject))))
+            continue
+        paired = together and len(before.subject) == len(after.subject)
+        verdicts.append(judge(before, after, paired, thresholds))
+    verdicts += [
+        Verdict(name, "gone", base=float(np.median(series.subject)))
+        for name, series in base.series.items()
+        if name not in head.series
+    ]
+    return verdicts
+
+
+def counts(verdicts: list[Verdict]) -> Mapping[str, int]:
+    """How many rows got each answer."""
+    found: dict[str, int] = {}
+    for verdict in verdicts:
+        found[verdict.answer] = found.get(verdict.answer, 0) + 1
+    return found
