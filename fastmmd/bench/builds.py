@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -61,16 +60,16 @@ def commit_of(folder: Path) -> dict[str, Any]:
         return {"id": None, "time": None, "dirty": None}
 
 
-def build(name: str, at: Path, into: Path) -> dict[str, Any]:
+def build(name: str, at: Path, into: Path, cuda: bool = False) -> dict[str, Any]:
     """Builds a revision, or a checkout as it is, into a folder from which it can be imported.
 
-    Both sides of a comparison are built by one compiler on one machine this way. CUDA kernels are
-    built where ``FASTMMD_CUDA`` says so, and left out otherwise.
+    Both sides of a comparison are built by one compiler on one machine this way.
 
     Args:
         name: A revision of the checkout at ``at``, or the path of another checkout.
         at: A checkout.
         into: An empty folder.
+        cuda: Whether the CUDA kernels are built too, for the GPU that is there.
 
     Returns:
         Its commit, as :func:`commit_of`.
@@ -79,29 +78,38 @@ def build(name: str, at: Path, into: Path) -> dict[str, Any]:
         BuildError: It does not build; with the end of the log.
     """
     if (Path(name) / "pyproject.toml").is_file():
-        _install(name, Path(name), into)
+        _install(name, Path(name), into, cuda)
         return commit_of(Path(name))
     commit = revision(name, at)
     with tempfile.TemporaryDirectory(prefix="fastmmd-bench-") as folder:
         tree = Path(folder) / "tree"
         _git("worktree", "add", "--quiet", "--detach", str(tree), commit, at=at)
         try:
-            _install(name, tree, into)
+            _install(name, tree, into, cuda)
             return commit_of(tree)
         finally:
             _git("worktree", "remove", "--force", str(tree), at=at)
 
 
-def _install(name: str, tree: Path, into: Path) -> None:
+def _install(name: str, tree: Path, into: Path, cuda: bool) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
     command.append(str(into))
     # Where the tools of the build are at hand nothing has to be fetched.
     if all(importlib.util.find_spec(m) for m in ("scikit_build_core", "pybind11")):
         command.append("--no-build-isolation")
-    environment = {"FASTMMD_CUDA": "OFF", "PIP_DISABLE_PIP_VERSION_CHECK": "1"} | os.environ
     with tempfile.TemporaryDirectory(prefix="fastmmd-bench-") as folder:
-        command += [f"--config-settings=build-dir={folder}", str(tree)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        settings = {
+            "build-dir": folder,
+            "cmake.define.FASTMMD_CUDA": "ON" if cuda else "OFF",
+            "cmake.define.FASTMMD_CUDA_ARCHS": "native" if cuda else "",
+        }
+        command += [f"--config-settings={key}={value}" for key, value in settings.items()]
+        done = subprocess.run(
+            [*command, "--disable-pip-version-check", str(tree)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         log = (done.stdout + done.stderr).strip().splitlines()
         raise BuildError(f"{name} does not build:\n" + "\n".join(log[-_TAIL:]))

@@ -159,7 +159,7 @@ def _compare_revisions(options: argparse.Namespace, thresholds: Any) -> tuple[An
         try:
             for side, name in names.items():
                 _say(f"building {name}")
-                commits[side] = build(name, Path.cwd(), folders[side])
+                commits[side] = build(name, Path.cwd(), folders[side], options.device == "cuda")
             found = measure.duel(
                 folders,
                 commits,

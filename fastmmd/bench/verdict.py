@@ -126,9 +126,9 @@ def _answer(
 ) -> Answer:
     least = max(math.log1p(t.relative), math.log1p(t.absolute / time))
     # An interval that begins near 0 beside a large change comes from a machine out of control.
-    if low > center / 2 > 0 and min(center, best) >= least:
+    if low > center / 2 > 0 and center >= least and best >= least / 2:
         return "worse"
-    if high < center / 2 < 0 and max(center, best) <= -least:
+    if high < center / 2 < 0 and center <= -least and best <= -least / 2:
         return "better"
     return "same" if -least < low and high < least else "unclear"
 

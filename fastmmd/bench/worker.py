@@ -26,8 +26,8 @@ def load(folder: str) -> Any:
     sys.path[:] = [folder, *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
     import fastmmd
 
-    found = Path(fastmmd.__file__).resolve()
-    if Path(folder).resolve() not in found.parents:
+    found = Path(fastmmd.__file__).absolute()
+    if Path(folder).absolute() not in found.parents:
         raise ImportError(f"fastmmd was found in {found.parent} and not in {folder}")
     spec = importlib.util.spec_from_file_location(
         ALIAS, HERE / "__init__.py", submodule_search_locations=[str(HERE)]
