@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +19,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
-from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from tolerance import threads
@@ -273,6 +276,35 @@ def test_gradual_unfreezing_resumes(tmp_path: Path) -> None:
     for epoch in (0, 1, 2):
         resumed = run(tmp_path / f"epoch={epoch}.ckpt")
         assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_gradual_unfreezing_in_two_processes(tmp_path: Path) -> None:
+    """Each stage's gradients are averaged from the epoch on in which it joins."""
+    script = Path(__file__).with_name("distributed_unfreezing.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(script), processes, str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for processes in ("1", "2")
+    ]
+    for run in runs:
+        output = run.communicate(timeout=240)[0]
+        assert run.returncode == 0, output
+    names = ("1-0", "2-0", "2-1")
+    alone, first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in names)
+    joined = [[False] * 4, [False, False, True, True], [True] * 4, [True] * 4]
+    for one in (alone, first, second):
+        assert one["gradients"] == joined
+    for name, value in alone["parameters"].items():
+        assert torch.equal(first["parameters"][name], second["parameters"][name])
+        torch.testing.assert_close(first["parameters"][name], value, rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match="needs strategy='ddp_find_unused_parameters_true'"):
+        GradualUnfreezing().setup(trainer(strategy="ddp", devices=2), tuner(), "fit")
 
 
 def test_lightnings_own_backbone_finetuning_works() -> None:
@@ -599,43 +631,11 @@ def test_l2_sp_takes_the_place_of_weight_decay() -> None:
 # Does it help?
 
 
-def test_fine_tuning_beats_training_from_scratch() -> None:
-    """Digits 5 to 9 from 5 labels each, by a network that has learned 0 to 4 or has not."""
-    scans = load_digits()
-    x = torch.from_numpy(scans.images).float()[:, None] / 16
-    y = torch.from_numpy(scans.target).long()
-    low = y < 5
-    x_new, y_new = x[~low], y[~low] - 5
-
-    def block(inputs: int, outputs: int, stride: int) -> nn.Module:
-        conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
-        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
-
-    def net() -> nn.Module:
-        return nn.Sequential(block(1, 16, 1), block(16, 32, 2), block(32, 64, 2))
-
-    def learn(backbone: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> FineTuner:
-        data = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
-        module = FineTuner(backbone, 5, example_inputs=images[:2], lr=3e-3)
-        fit(module, data, max_epochs=epochs)
-        return module.eval()
-
-    gains = []
-    for seed in range(3):
-        torch.manual_seed(seed)
-        pretrained = learn(net(), x[low], y[low], 5).backbone
-        order = torch.randperm(len(y_new))
-        few = torch.cat([order[y_new[order] == c][:5] for c in range(5)])
-        rest = torch.ones(len(y_new), dtype=torch.bool)
-        rest[few] = False
-        tuned, scratch = (
-            accuracy_score(y_new[rest], module(x_new[rest]).argmax(1))
-            for module in (
-                learn(copy.deepcopy(pretrained), x_new[few], y_new[few], 10),
-                learn(net(), x_new[few], y_new[few], 10),
-            )
-        )
-        gains.append(tuned - scratch)
+def test_fine_tuning_beats_training_from_scratch(repository: Path) -> None:
+    """Digits 5 to 9 from five labels each, by a network that has learned 0 to 4 or has not."""
+    accuracies = runpy.run_path(str(repository / "examples" / "finetune.py"))["accuracies"]
+    runs = [accuracies("convolutional", epochs=10, seed=seed) for seed in range(3)]
+    gains = [run["tuned"] - run["scratch"] for run in runs]
     assert sum(gains) / len(gains) > 0.1
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmmd._extras import require_extra
 from fastmmd.compare.reading import InputError, readable
 from fastmmd.train.datasets.domains import Domain, DomainData, Samples
 
@@ -162,7 +163,9 @@ def read_usps(path: str | Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np
 
     Raises:
         InputError: It is missing, damaged, or of another kind.
+        MissingExtraError: scikit-learn is not installed.
     """
+    require_extra("reading LIBSVM files", "train", "sklearn")
     from sklearn.datasets import load_svmlight_file
 
     path = Path(path)
