@@ -175,7 +175,7 @@ def test_what_a_twin_is_not_trained_with(
 
 
 def test_a_guard_without_data_to_judge_by() -> None:
-    with pytest.raises(ValueError, match="no source loader"):
+    with pytest.raises(ValueError, match="there is no source loader"):
         fit(aligner(), pair(), TransferGuard(), limit_val_batches=0)
 
 

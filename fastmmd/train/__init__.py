@@ -44,7 +44,9 @@ from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
 from fastmmd.train.finetuner import FineTuner  # noqa: E402
 from fastmmd.train.freezing import GradualUnfreezing, Stages  # noqa: E402
 from fastmmd.train.guard import TransferGuard  # noqa: E402
+from fastmmd.train.history import LayerHistory, layer_distances  # noqa: E402
 from fastmmd.train.networks import Stack  # noqa: E402
+from fastmmd.train.report import WriteReport, report, scores  # noqa: E402
 from fastmmd.train.schedule import alignment_weight  # noqa: E402
 from fastmmd.train.shuffling import EpochSeed, EpochShuffle  # noqa: E402
 from fastmmd.train.tasks import Task  # noqa: E402
@@ -85,6 +87,7 @@ __all__ = [
     "ImageFolders",
     "ImageTransform",
     "JointAlignment",
+    "LayerHistory",
     "LayerwiseAlignment",
     "LocalAlignment",
     "Outputs",
@@ -99,6 +102,7 @@ __all__ = [
     "TransferGuard",
     "Validator",
     "Verdict",
+    "WriteReport",
     "alignment_weight",
     "balanced_class_weights",
     "collect",
@@ -109,9 +113,12 @@ __all__ = [
     "information_maximization",
     "judge",
     "labels_of",
+    "layer_distances",
     "load_backbone",
     "rank",
     "remove_last_layer",
+    "report",
+    "scores",
     "soft_neighborhood_density",
     "source_risk",
     "target_entropy",

@@ -13,6 +13,7 @@ from torch import nn
 
 from fastmmd.train.batches import labelled
 from fastmmd.train.evaluation import collect
+from fastmmd.train.history import domain_loaders
 from fastmmd.train.shuffling import new_seed, seed_of
 from fastmmd.train.verdict import Verdict, judge
 
@@ -148,7 +149,7 @@ class TransferGuard(L.Callback):
     def compare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Verdict:
         """The verdict as of now."""
         assert self.twin is not None
-        source, target = self._loaders(trainer)
+        source, target = domain_loaders(trainer, self.source, self.target)
         self.twin.to(pl_module.device)
         aligned, twin = (
             (collect(model, source), collect(model, target)) for model in (pl_module, self.twin)
@@ -179,27 +180,6 @@ class TransferGuard(L.Callback):
         by_value = trainer.gradient_clip_algorithm == "value"
         clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         clip(self.twin.parameters(), limit)
-
-    def _loaders(self, trainer: L.Trainer) -> tuple[Iterable[Any], Iterable[Any]]:
-        measured = trainer.val_dataloaders
-        measured = [] if measured is None else measured
-        measured = list(measured) if isinstance(measured, list | tuple) else [measured]
-        source, target = self.source, self.target
-        if source is None and measured:
-            source = measured[0]
-        if target is None and len(measured) > 1:
-            target = measured[1]
-        data = getattr(trainer, "datamodule", None)
-        if target is None and data is not None:
-            target = data.predict_dataloader()
-        for name, loader in (("source", source), ("target", target)):
-            if loader is None:
-                raise ValueError(
-                    f"TransferGuard has no {name} loader: give {name}, or validate on the {name}"
-                )
-        assert source is not None
-        assert target is not None
-        return source, target
 
 
 def _single(configured: Any) -> tuple[torch.optim.Optimizer, dict[str, Any] | None]:

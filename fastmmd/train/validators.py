@@ -153,11 +153,11 @@ def density_ratio(source: Tensor, target: Tensor, *, folds: int = 5, seed: int =
     domain = torch.cat((torch.zeros(n), torch.ones(m))).long().numpy()
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    # The logarithms: a probability that rounds to 0 still has one.
     # On one thread: products this small gain nothing from more, and lose much on a busy machine.
     with threadpool_limits(1, "blas"):
-        logs = cross_val_predict(classifier, points, domain, cv=split, method="predict_log_proba")
-    return torch.from_numpy(logs[:n, 1] - logs[:n, 0]).exp() * (n / m)
+        # The log-odds, which are finite where a probability rounds to 0 or 1.
+        odds = cross_val_predict(classifier, points, domain, cv=split, method="decision_function")
+    return torch.from_numpy(odds[:n]).exp() * (n / m)
 
 
 def importance_weighted_risk(

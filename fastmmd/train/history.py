@@ -1,0 +1,133 @@
+"""How far apart the domains are, layer by layer, as a training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from fastmmd.functional import mmd2
+from fastmmd.kernels import Gaussian, Kernel
+from fastmmd.train.evaluation import Outputs, collect
+
+__all__ = ["LayerHistory", "domain_loaders", "layer_distances"]
+
+
+def domain_loaders(
+    trainer: L.Trainer, source: Iterable[Any] | None, target: Iterable[Any] | None
+) -> tuple[Iterable[Any], Iterable[Any]]:
+    """The loaders to measure on: those given, else those of the trainer.
+
+    The source is the first validation loader; the target is the second or, without one, the data
+    module's ``predict_dataloader``.
+
+    Raises:
+        ValueError: One of them is nowhere.
+    """
+    found = trainer.val_dataloaders
+    measured = list(found) if isinstance(found, list | tuple) else [found] if found else []
+    if source is None and measured:
+        source = measured[0]
+    if target is None and len(measured) > 1:
+        target = measured[1]
+    data = getattr(trainer, "datamodule", None)
+    if target is None and data is not None:
+        target = data.predict_dataloader()
+    for name, loader in (("source", source), ("target", target)):
+        if loader is None:
+            raise ValueError(f"there is no {name} loader: give {name}, or validate on the {name}")
+    assert source is not None
+    assert target is not None
+    return source, target
+
+
+def layer_distances(
+    source: Outputs, target: Outputs, kernel: Kernel | None = None, max_samples: int = 1000
+) -> dict[str, float]:
+    """Unbiased MMD^2 between the domains in each layer, then in ``features`` and ``logits``.
+
+    Args:
+        source: n samples.
+        target: m samples, with the same layers.
+        kernel: ``Gaussian("mean")`` by default: the mean distance as bandwidth takes out the scale
+            of a layer, so that layers and epochs can be compared.
+        max_samples: Of more, so many are looked at, evenly spaced in their order.
+
+    Returns:
+        By layer; around 0 where the domains look alike.
+    """
+    kernel = Gaussian("mean") if kernel is None else kernel
+
+    def layers(outputs: Outputs) -> Mapping[str, Tensor]:
+        rows = torch.linspace(0, len(outputs) - 1, min(len(outputs), max_samples)).long()
+        part = outputs.subset(rows)
+        return {**part.layers, "features": part.features, "logits": part.logits}
+
+    x, y = layers(source), layers(target)
+    return {name: float(mmd2(x[name].float(), y[name].float(), kernel, "unbiased")) for name in x}
+
+
+class LayerHistory(L.Callback):
+    """Records, before the training and after each epoch, MMD^2 per layer and the accuracies.
+
+    The record is part of the checkpoints, so a resumed training goes on with it.
+
+    Args:
+        layers: Names of submodules, as in ``named_modules()``. ``features`` and ``logits`` are
+            always recorded.
+        source: Loader of held-out source samples with labels. Default: as :class:`TransferGuard`.
+        target: Loader of target samples.
+        kernel: As for :func:`layer_distances`.
+        max_samples: Samples per domain that MMD^2 looks at.
+
+    Attributes:
+        mmd2: By layer, a value before the training and one after each epoch.
+        accuracy: By domain, shares in [0, 1]; the target's only if it has labels.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str] = (),
+        *,
+        source: Iterable[Any] | None = None,
+        target: Iterable[Any] | None = None,
+        kernel: Kernel | None = None,
+        max_samples: int = 1000,
+    ) -> None:
+        self.layers = tuple(layers)
+        self.source = source
+        self.target = target
+        self.kernel = kernel
+        self.max_samples = max_samples
+        self.mmd2: dict[str, list[float]] = {}
+        self.accuracy: dict[str, list[float]] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Records the untrained model, unless a training is resumed."""
+        if not self.mmd2:
+            self._record(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Records the model after the epoch."""
+        self._record(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record, as plain numbers."""
+        return {"mmd2": self.mmd2, "accuracy": self.accuracy}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The record so far."""
+        self.mmd2, self.accuracy = state_dict["mmd2"], state_dict["accuracy"]
+
+    def _record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        loaders = domain_loaders(trainer, self.source, self.target)
+        with torch.random.fork_rng([]):  # loaders draw seeds, and those are the training's
+            source, target = (collect(module, loader, layers=self.layers) for loader in loaders)
+        for name, value in layer_distances(source, target, self.kernel, self.max_samples).items():
+            self.mmd2.setdefault(name, []).append(value)
+        for name, outputs in (("source", source), ("target", target)):
+            if outputs.labels is not None:
+                self.accuracy.setdefault(name, []).append(outputs.accuracy())
