@@ -487,13 +487,13 @@ def test_orthogonal_blocks() -> None:
 
 
 def test_frequencies_are_shared_and_let_go() -> None:
-    from fastmmd.sketch import embedding
+    from fastmmd.sketch import features
 
     a, b = (fm.MeanEmbedding(64, fm.Gaussian(s), 4, 99).update(samples()[0]) for s in (1.0, 2.0))
-    kept = [key for key in embedding._DRAWN if key[-1] == 99]
+    kept = [key for key in features._DRAWN if key[-1] == 99]
     assert len(kept) == 1
     del a, b
-    assert [key for key in embedding._DRAWN if key[-1] == 99] == []
+    assert [key for key in features._DRAWN if key[-1] == 99] == []
 
 
 def test_copies(pair: tuple[fm.MeanEmbedding, fm.MeanEmbedding]) -> None:

@@ -8,29 +8,28 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastmmd import ops
-from fastmmd.frequencies import RATES, SCHEMES, VERSION, Frequencies, block_of, draw
+from fastmmd.frequencies import SCHEMES, VERSION, block_of
 from fastmmd.kernels import Kernel
 from fastmmd.sketch import files
+from fastmmd.sketch.checks import (
+    Points,
+    check_integer,
+    checked_batch,
+    checked_columns,
+    checked_weights,
+)
+from fastmmd.sketch.features import Features
 from fastmmd.sketch.kernels import kernel_of, spelled_out
-from fastmmd.terms import Terms
 
 __all__ = ["MeanEmbedding"]
 
-Points = Tensor | npt.NDArray[Any]
-
 _FORMS = ("pair", "phase")
 _ESTIMATORS = ("biased", "unbiased")
-_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _MANY_BLOCKS = 8  # from which on the spread is that between blocks of dependent frequencies
 
 # The numbers of a sketch: how many rows, the sums of their weights and of the squares of these, and
@@ -116,7 +115,7 @@ class MeanEmbedding:
             ("dim", dim, 1, math.inf),
             ("seed", seed, 0, 2**64),
         ):
-            _check_integer(name, value, least, below)
+            check_integer(name, value, least, below)
         if form not in _FORMS:
             raise ValueError(f"form must be 'pair' or 'phase', got {form!r}")
         if form == "pair" and num_features % 2:
@@ -134,15 +133,21 @@ class MeanEmbedding:
             "kernel": spelled_out(kernel),
             "generator": VERSION,
         }
-        self._columns = _checked_columns(columns, self.dim)
+        self._columns = checked_columns(columns, self.dim)
         # One of our own, as the other may change.
         self._kernel = kernel_of(self._made_with["kernel"])
         terms = self._kernel.terms()
-        self._groups = _groups(terms)
+        self._features = Features(
+            terms,
+            SCHEMES[self.frequencies],
+            self.dim,
+            self.num_features // 2 if form == "pair" else self.num_features,
+            self.seed,
+            form == "pair",
+        )
         self._coefficients = terms.coefficients.detach()
         size = len(terms.families) * self.num_features
         self._numbers = torch.zeros(_HEAD + size, dtype=torch.float64, device="cpu")
-        self._drawn: list[_Drawn] | None = None
 
     # --- what it is ------------------------------------------------------------------------------
 
@@ -217,13 +222,13 @@ class MeanEmbedding:
                 finite.
             NotImplementedError: tensors on a CUDA device.
         """
-        x = _checked_batch(batch, self.dim)
-        w = None if weights is None else _checked_weights(weights, x)
+        x = checked_batch(batch, self.dim)
+        w = None if weights is None else checked_weights(weights, x)
         n = len(x)
         if n == 0:
             return self
         with torch.no_grad():
-            sums = self._feature_sums(x, w).cpu()
+            sums = self._features.sums(x, w).cpu()
         total, squares = (n, n) if w is None else (float(w.sum()), float(w.square().sum()))
         # At once, so that an interruption finds all of it or nothing.
         self._numbers = self._numbers + torch.cat([_doubles(n, total, squares), sums.flatten()])
@@ -454,10 +459,6 @@ class MeanEmbedding:
         sketch._numbers = numbers
         return sketch
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The frequencies are many, and soon made again.
-        return {**self.__dict__, "_drawn": None}
-
     # --- inside ----------------------------------------------------------------------------------
 
     def _with(self, numbers: Tensor) -> MeanEmbedding:
@@ -472,33 +473,6 @@ class MeanEmbedding:
     def _diagonal(self) -> float:
         """k(x, x)."""
         return float(self._coefficients.sum())
-
-    def _feature_sums(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """``sum_i w_i phi_kj(x_i)``, [K, D], float64."""
-        if self._drawn is None:
-            self._drawn = [self._draw(group) for group in self._groups]
-        count = self.num_features // 2 if self.form == "pair" else self.num_features
-        sums = torch.empty(
-            (len(self._coefficients), self.num_features), dtype=torch.float64, device=x.device
-        )
-        for group, drawn in zip(self._groups, self._drawn, strict=True):
-            w, signs, phases = (None if t is None else t.to(x.device) for t in drawn.frequencies)
-            assert w is not None
-            assert len(drawn.frequencies.phases) == count
-            if self.form == "pair":
-                phases = None
-            means = ops.feature_mean(x, weights, w, signs, phases, group.rates.to(x.device))
-            sums[list(group.positions)] = means if weights is not None else means * len(x)
-        return sums
-
-    def _draw(self, group: _Group) -> _Drawn:
-        count = self.num_features // 2 if self.form == "pair" else self.num_features
-        scheme = SCHEMES[self.frequencies]
-        key = (group.family, group.shape, scheme, self.dim, count, self.seed)
-        drawn = _DRAWN.get(key)
-        if drawn is None:
-            drawn = _DRAWN[key] = _Drawn(draw(*key))
-        return drawn
 
     def _means(self) -> Tensor:
         """The mean features, [K, D]."""
@@ -547,37 +521,6 @@ class MeanEmbedding:
             raise ValueError(f"the two sketches must be made with the same: {', '.join(found)}")
 
 
-class _Group(NamedTuple):
-    """Terms of a kernel that share their frequencies."""
-
-    family: int
-    shape: float
-    positions: tuple[int, ...]
-    rates: Tensor
-
-
-class _Drawn:
-    """Frequencies that sketches share as long as one of them needs them."""
-
-    def __init__(self, frequencies: Frequencies) -> None:
-        self.frequencies = frequencies
-
-
-_DRAWN: WeakValueDictionary[tuple[Any, ...], _Drawn] = WeakValueDictionary()
-
-
-def _groups(terms: Terms) -> list[_Group]:
-    found: dict[tuple[int, float], list[int]] = {}
-    for t, family in enumerate(terms.families):
-        found.setdefault((family, terms.shapes[2 * t]), []).append(t)
-    size, scales = ops.MAX_RATES, terms.scales.detach()
-    return [
-        _Group(family, shape, tuple(part), (RATES[family] * scales[part]).sqrt())
-        for (family, shape), of in found.items()
-        for part in (of[i : i + size] for i in range(0, len(of), size))
-    ]
-
-
 def _doubles(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
@@ -592,66 +535,3 @@ def _halves(each: Tensor, form: str) -> Tensor:
 
 def _shown(name: str, sketch: MeanEmbedding) -> str:
     return repr(sketch.kernel) if name == "kernel" else repr(sketch._made_with[name])
-
-
-def _check_integer(name: str, value: Any, least: int, below: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not least <= int(value) < below:
-        most = "" if math.isinf(below) else " and below 2^64"
-        raise ValueError(f"{name} must be at least {least}{most}, got {value}")
-
-
-def _checked_columns(columns: Any, dim: int) -> tuple[str, ...] | None:
-    if columns is None:
-        return None
-    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
-        raise TypeError(f"columns must be names, got {columns!r}")
-    names = tuple(columns)
-    if len(names) != dim:
-        raise ValueError(f"columns must be {dim} names, as many as dim, got {columns!r}")
-    return names
-
-
-def _as_tensor(name: str, values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach()
-    if not isinstance(values, np.ndarray):
-        raise TypeError(
-            f"{name} must be a torch.Tensor or a NumPy array, got {type(values).__name__}"
-        )
-    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
-        raise TypeError(f"{name} must be of a floating dtype up to float64, got {values.dtype}")
-    # torch takes neither another order of bytes, nor steps backwards, nor what must not be written.
-    if not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
-    if not values.flags.writeable or any(step < 0 for step in values.strides):
-        values = values.copy()
-    return torch.from_numpy(values)
-
-
-def _checked_batch(batch: Any, dim: int) -> Tensor:
-    x = _as_tensor("batch", batch)
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"batch must be float16, bfloat16, float32 or float64, got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"batch must be dense, got layout {x.layout}")
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise ValueError(f"batch must be of shape [n, {dim}], got {list(x.shape)}")
-    return x
-
-
-def _checked_weights(weights: Any, x: Tensor) -> Tensor:
-    w = _as_tensor("weights", weights)
-    if not w.is_floating_point():
-        raise TypeError(f"weights must be of a floating dtype, got {w.dtype}")
-    if list(w.shape) != [len(x)]:
-        raise ValueError(
-            f"weights must be of shape [{len(x)}], one for each row, got {list(w.shape)}"
-        )
-    if w.device != x.device:
-        raise ValueError(f"weights must be on the device of the rows, {x.device}, got {w.device}")
-    w = w.double()
-    if w.is_cpu and not bool(((w >= 0) & w.isfinite()).all()):
-        raise ValueError(f"weights must be finite and not negative, got {w}")
-    return w
