@@ -29,7 +29,7 @@ struct LinesArgs {
   double* value;        // [lines]
   double* within;       // [lines, 2] S_x and S_y
   void* v_s;            // result type [lines, n], gradient of U; ties count as distance 0, whose
-  void* v_t;            // slope is 0. Null: not wanted
+  void* v_t;            // slope is 0. They may take the place of s and t. Null: not wanted
   double* v_s_weights;  // [lines, n], q held fixed; null: not wanted
   double* v_t_weights;
   void* workspace;

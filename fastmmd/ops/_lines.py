@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmmd.checks import is_plain
 from fastmmd.ops._core import CPU, address, buffer, loop, native, register_vmap
 
-_CHUNK = 1 << 22  # positions at a time: buffers that the allocator keeps from call to call
+_LEAST_LINES = 8  # at a time: a team has work
 
 
 def sliced_energy(
@@ -48,28 +48,38 @@ class _ShortRoad(torch.autograd.Function):
         weighs = [need and w is not None for need, w in zip(needs[3:5], inputs[3:5], strict=True)]
         moves = any(needs[:3])
         lines = projections.shape[1]
-        # Not by the number of threads, on which no sum may depend.
-        step = max(8, _CHUNK // (len(x) + len(y)) // 8 * 8)
+        # As many at a time as take the room of the points: each time all of these, and their
+        # gradients, are read again. Not by the number of threads, on which no sum may depend.
+        step = max(_LEAST_LINES, min(lines, x.shape[1]) // 8 * 8)
         total = torch.zeros((), dtype=torch.float64, device=CPU)
         v = [
             None if not need else torch.zeros_like(i) for need, i in zip(needs, inputs, strict=True)
         ]
         v_x, v_y, v_projections, v_x_weights, v_y_weights, v_q = v
+        room = [torch.empty((min(step, lines), len(z)), dtype=z.dtype, device=CPU) for z in (x, y)]
         for first in range(0, lines, step):
             some = projections[:, first : first + step]
-            value, within, v_s, v_t, v_a, v_b = _cpu(
-                some.T @ x.T, some.T @ y.T, x_weights, y_weights, q, [moves, moves, *weighs]
+            s, t = (
+                torch.mm(some.T, z.T, out=to[: some.shape[1]])
+                for z, to in zip((x, y), room, strict=True)
             )
+            # Gradients of positions take the place of the positions.
+            v_s, v_t = (s, t) if moves else (None, None)
+            v_a, v_b = (
+                torch.empty(of.shape, dtype=torch.float64, device=CPU) if need else None
+                for of, need in zip((s, t), weighs, strict=True)
+            )
+            value, within = _scan(s, t, x_weights, y_weights, q, [v_s, v_t, v_a, v_b])
             total += value.sum()
             if v_x is not None:
-                v_x.addmm_(v_s.T, some.T)
+                v_x.addmm_(s.T, some.T)
             if v_y is not None:
-                v_y.addmm_(v_t.T, some.T)
+                v_y.addmm_(t.T, some.T)
             if v_projections is not None:
-                v_projections[:, first : first + step] = x.T @ v_s.T + y.T @ v_t.T
-            if v_x_weights is not None:
+                v_projections[:, first : first + step] = x.T @ s.T + y.T @ t.T
+            if v_x_weights is not None and v_a is not None:
                 v_x_weights += v_a.sum(0)
-            if v_y_weights is not None:
+            if v_y_weights is not None and v_b is not None:
                 v_y_weights += v_b.sum(0)
             if v_q is not None:
                 v_q -= within.sum(0)
@@ -155,14 +165,28 @@ def _shapes(inputs: Sequence[Any], needs: Sequence[bool]) -> list[tuple[tuple[in
 
 def _cpu(*args: Any) -> tuple[Tensor, ...]:
     inputs, needs = args[:5], args[5]
-    s, t, q = (inputs[i].detach().contiguous() for i in (0, 1, 4))
-    weights = [None if w is None else w.detach().contiguous() for w in inputs[2:4]]
+    gradients = [torch.empty(shape, dtype=of, device=CPU) for shape, of in _shapes(inputs, needs)]
+    wanted = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    s, t, s_weights, t_weights, q = inputs
+    s, t = s.detach().contiguous(), t.detach().contiguous()
+    return (*_scan(s, t, s_weights, t_weights, q, wanted), *gradients)
+
+
+def _scan(
+    s: Tensor,
+    t: Tensor,
+    s_weights: Tensor | None,
+    t_weights: Tensor | None,
+    q: Tensor,
+    gradients: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """One native call: values and sums within; and gradients where there is room for them."""
+    q = q.detach()
+    weights = [None if w is None else w.detach().contiguous() for w in (s_weights, t_weights)]
     (lines, n), m = s.shape, t.shape[1]
     value = torch.empty(lines, dtype=torch.float64, device=CPU)
     within = torch.empty((lines, 2), dtype=torch.float64, device=CPU)
-    gradients = [torch.empty(shape, dtype=of, device=CPU) for shape, of in _shapes(inputs, needs)]
     wide, threads = s.dtype == torch.float64, torch.get_num_threads()
-    wanted = [address(g if need else None) for g, need in zip(gradients, needs, strict=True)]
     if lines:
         scratch, _ = buffer(native.lines_workspace(lines, n, m, wide, threads))
         native.lines(
@@ -178,14 +202,14 @@ def _cpu(*args: Any) -> tuple[Tensor, ...]:
             float(q[1]),
             value.data_ptr(),
             within.data_ptr(),
-            wanted[0],
-            wanted[1],
-            wanted[2],
-            wanted[3],
+            address(gradients[0]),
+            address(gradients[1]),
+            address(gradients[2]),
+            address(gradients[3]),
             scratch.data_ptr(),
             threads,
         )
-    return (value, within, *gradients)
+    return value, within
 
 
 def _anywhere(*args: Any) -> tuple[Tensor, ...]:
