@@ -23,9 +23,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def feature_contests(threads: int, quick: bool) -> list[Contest]:
-    """One bandwidth and five, at a size where a matrix of features takes 256 MiB."""
+    """One bandwidth and five, at a size where a matrix of features takes 256 MiB; and a batch."""
     n, count = (2048, 1024) if quick else (16384, 4096)
     return [
+        _contest("random features of a batch", threads, 64, count, (1.0,)),
         _contest("random features", threads, n, count, (1.0,)),
         _contest("random features, five bandwidths", threads, n, count, BANK),
     ]

@@ -46,8 +46,13 @@ FAMILY_FASTER = {
     ("projected_mmd2", "linear + mmd2"): 1.1,
     ("projected_mmd2", "linear + plain PyTorch"): 1.8,
     ("sliced_mmd2", "torch.sort"): 3,
+    ("random features", "plain PyTorch"): 1.5,
+    ("random features", "torch.mm"): 1,  # of its products, there and back
+    ("random features, five bandwidths", "plain PyTorch"): 2.5,
+    ("random features of a batch", "plain PyTorch"): 1,
 }
 TEST_MEMORY = 100  # MiB
+FEATURE_MEMORY = 0.05  # of what holding the features takes
 # The bound on the time of a loss on layers of such widths, beside MMDLoss on layers of others.
 COSTS = {
     ("JointMMDLoss", "256 + 31"): (("256", "31"), 1.3),
@@ -90,7 +95,7 @@ def figures(run: Run) -> list[Figure]:
     """All figures for which a run has the rows."""
     makers = (
         *(_faster, _share_of_peak, _value_alone, _memory, _growth),
-        *(family_faster, _test_memory, costs, _doubled, _import),
+        *(family_faster, _test_memory, _feature_memory, costs, _doubled, _import),
     )
     return [figure for make in makers for figure in make(run)]
 
@@ -186,6 +191,17 @@ def _test_memory(run: Run) -> Iterator[Figure]:
         name = f"permutation test, peak extra memory, {_where(row)}"
         peak = _once(row.info["peak_memory"] / 2**20)
         yield Figure(name, "MiB", peak, TEST_MEMORY, smaller=True)
+
+
+def _feature_memory(run: Run) -> Iterator[Figure]:
+    for subject in ("random features", "random features, five bandwidths"):
+        ours = run.find("family", subject=subject, peer="fastmmd")
+        other = run.find("family", subject=subject, peer="plain PyTorch")
+        if ours and other and ours.info.get("peak_memory") and other.info.get("peak_memory"):
+            share = _once(ours.info["peak_memory"] / other.info["peak_memory"])
+            name = f"{subject}, peak extra memory / that of plain PyTorch, {_where(ours)}"
+            must = None if run.quick else FEATURE_MEMORY
+            yield Figure(name, "x", share, must, smaller=True)
 
 
 def costs(run: Run) -> Iterator[Figure]:

@@ -327,8 +327,15 @@ PROGRAM = """if True:
 """
 
 
-def test_interrupt(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of the native pass."""
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        (signal.SIGINT, 130, "fastmmd: interrupted, nothing was written\n"),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
+def test_interrupt(tmp_path: Path, how: signal.Signals, status: int, said: str) -> None:
+    """Ctrl-C, or a kill, in the middle of the native pass."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(30_000, 64)))
     (tmp_path / "s.npz").write_bytes(b"the old one")
     command = [
@@ -340,10 +347,10 @@ def test_interrupt(tmp_path: Path) -> None:
     )
     assert process.stdout
     assert process.stdout.readline() == "working\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == "fastmmd: interrupted, nothing was written\n"
+    assert process.returncode == status
+    assert err == said
     assert sorted(os.listdir(tmp_path)) == ["a.npy", "s.npz"]
     assert (tmp_path / "s.npz").read_bytes() == b"the old one"
 

@@ -55,4 +55,4 @@ def test_advice() -> None:
     assert "| linear | less than 1000 | 40 | 6.2 |" in text
     assert "| exact | **1 ms, n = 1000** | **1 ms, n = 1000** | **16 ms, n = 4000** | — |" in text
     assert "| features | 2 ms, n = 1000 | 8 ms, n = 4000 | — | — |" in text
-    assert "| linear | 4000 | 0.4 ms | 25.0 % | 4000 MiB |" in text
+    assert "| linear | 4000 | 0.4 ms | 25.0 % | 1 | 4000 MiB |" in text
