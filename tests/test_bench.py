@@ -294,6 +294,20 @@ def test_run_and_report(
     capsys.readouterr()
 
 
+def test_report_of_a_history_over_machines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (content({"row": series(i)}) for i in range(2))
+    b["machine_info"] = b["machine_info"] | {"cpu": "another"}
+    files = write(tmp_path / "a.json", a), write(tmp_path / "b.json", b)
+    out = str(tmp_path / "report")
+    assert main(["bench", "report", *files, "-o", out]) == 2
+    assert "cannot be compared" in capsys.readouterr().err
+    assert main(["bench", "report", "--like-last", *files, "-o", out]) == 0
+    assert "another" in (tmp_path / "report" / "table.md").read_text()
+    assert not (tmp_path / "report" / "history.png").exists()
+
+
 def test_times() -> None:
     shown = [table.time(t) for t in (2.5e-7, 4.4e-5, 1.23e-3, 0.456, 123.4, math.nan)]
     assert shown == ["0.250 µs", "44.0 µs", "1.23 ms", "456 ms", "123 s", ""]

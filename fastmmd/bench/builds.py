@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["BuildError", "Worker", "build", "commit_of", "revision"]
+__all__ = ["BuildError", "Worker", "build", "checked_out", "commit_of", "revision"]
 
 _TAIL = 25  # lines of a log that an error shows
 _SCRIPT = Path(__file__).with_name("worker.py")
@@ -80,13 +81,24 @@ def build(name: str, at: Path, into: Path, cuda: bool = False) -> dict[str, Any]
     if (Path(name) / "pyproject.toml").is_file():
         _install(name, Path(name), into, cuda)
         return commit_of(Path(name))
+    with checked_out(name, at) as tree:
+        _install(name, tree, into, cuda)
+        return commit_of(tree)
+
+
+@contextmanager
+def checked_out(name: str, at: Path) -> Iterator[Path]:
+    """A revision of a checkout in a folder of its own, while the block runs.
+
+    Raises:
+        BuildError: There is no such revision.
+    """
     commit = revision(name, at)
     with tempfile.TemporaryDirectory(prefix="fastmmd-bench-") as folder:
         tree = Path(folder) / "tree"
         _git("worktree", "add", "--quiet", "--detach", str(tree), commit, at=at)
         try:
-            _install(name, tree, into, cuda)
-            return commit_of(tree)
+            yield tree
         finally:
             _git("worktree", "remove", "--force", str(tree), at=at)
 

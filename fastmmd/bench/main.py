@@ -77,6 +77,11 @@ def add_bench_arguments(command: argparse.ArgumentParser) -> None:
         " roofline, and with several runs the history over commits.",
     )
     report.add_argument("files", metavar="FILE", nargs="+", help="files of runs, oldest first")
+    report.add_argument(
+        "--like-last",
+        action="store_true",
+        help="leave out runs that the last one cannot be compared with, as of another processor",
+    )
     report.add_argument("-o", "--output", metavar="FOLDER", required=True, help="folder to write")
     report.set_defaults(run=run_report, threads=None)
 
@@ -192,6 +197,8 @@ def run_report(options: argparse.Namespace) -> int:
 
     try:
         records = [Record.load(name) for name in options.files]
+        if options.like_last:
+            records = [record for record in records if record.compares_with(records[-1])]
         for record in records[1:]:
             records[0].check_comparable(record)
     except RecordError as error:

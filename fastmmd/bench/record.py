@@ -132,6 +132,10 @@ class Record:
             machine, commit, when, series, own.get("rounds_with"), own.get("limits", {}), where
         )
 
+    def compares_with(self, other: Record) -> bool:
+        """Whether ratios carry over."""
+        return all(self.machine.get(key) == other.machine.get(key) for key in _SAME)
+
     def check_comparable(self, other: Record) -> None:
         """Refuses what ratios do not carry over.
 

@@ -17,13 +17,18 @@ HERE = Path(__file__).parent
 ALIAS = "fastmmd_bench"
 
 
-def load(folder: str) -> Any:
-    """The rows of this package, on the fastmmd of that folder."""
+def isolate(folder: str) -> None:
+    """From now on fastmmd is imported from this folder."""
     # An editable install intercepts the import of fastmmd, wherever the path leads.
     sys.meta_path[:] = [
         f for f in sys.meta_path if not type(f).__module__.startswith(("_editable", "__editable"))
     ]
     sys.path[:] = [folder, *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
+
+
+def load(folder: str) -> Any:
+    """The rows of this package, on the fastmmd of that folder."""
+    isolate(folder)
     import fastmmd
 
     found = Path(fastmmd.__file__).absolute()
