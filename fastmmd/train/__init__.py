@@ -40,6 +40,7 @@ from fastmmd.train.datasets import (  # noqa: E402
     Texts,
 )
 from fastmmd.train.distillation import L2SP, Distillation, distillation_loss  # noqa: E402
+from fastmmd.train.distributed import global_discrepancy  # noqa: E402
 from fastmmd.train.evaluation import Outputs, collect  # noqa: E402
 from fastmmd.train.finetuner import FineTuner  # noqa: E402
 from fastmmd.train.freezing import GradualUnfreezing, Stages  # noqa: E402
@@ -109,6 +110,7 @@ __all__ = [
     "density_ratio",
     "distillation_loss",
     "diversity",
+    "global_discrepancy",
     "importance_weighted_risk",
     "information_maximization",
     "judge",

@@ -92,8 +92,8 @@ class Aligner(L.LightningModule):
             one pass per domain, each normalised by its own batch statistics. ``"none"``: the
             unlabelled target is not looked at, which is the source-only baseline.
         global_batch: Whether the losses are those of the batch of all processes together, exactly,
-            see :mod:`fastmmd.train.distributed`. Otherwise each process has its own, and the
-            gradients are averaged.
+            see :func:`~fastmmd.train.global_discrepancy`. Otherwise each process has its own, and
+            the gradients are averaged.
         optimizer: Called with the parameters. Default AdamW at a learning rate of 1e-3.
         scheduler: Called as ``scheduler(optimizer, total_steps)`` and stepped after each optimiser
             step; ``torch.optim.lr_scheduler.CosineAnnealingLR`` fits as it is. Default: none.

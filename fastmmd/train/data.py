@@ -67,7 +67,7 @@ class DomainPair(L.LightningDataModule):
             ``lightning.seed_everything``.
         collate_fn: Makes a batch of samples, as for ``torch.utils.data.DataLoader``.
         same_labels: Whether the domains must have the same classes; looked at where labels are
-            known, see :func:`known_labels`.
+            known: in a ``TensorDataset``, or as ``targets`` or ``labels``.
 
     Raises:
         ValueError: A domain is empty, ``batch_size`` is less than 1 or larger than one of the

@@ -1,0 +1,146 @@
+"""What the trainer adds to a training step: `python -m benchmarks.trainer -o FOLDER`.
+
+Two trainings of the demo's network with the same loss, optimiser and batches take turns in one
+process: one by Lightning with `fastmmd.train.Aligner`, one by a bare PyTorch loop. A step is timed
+from the end of the one before it to its own, with the fetching of its batch; what a trainer does
+once, before its first step, does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import fastmmd as fm
+from fastmmd.bench.machine import describe
+from fastmmd.demo.experiment import modules, quiet_lightning
+from fastmmd.train import Aligner, DomainPair, alignment_weight
+
+BATCH = 128  # per domain
+STEPS = 12  # of a turn
+
+
+class Clock(L.Callback):
+    """The times of the ends of steps."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Notes the time."""
+        self.ends.append(time.perf_counter())
+
+    def steps(self) -> list[float]:
+        """Seconds of each step but the first."""
+        return [b - a for a, b in zip(self.ends[:-1], self.ends[1:], strict=True)]
+
+
+def pair(seed: int) -> DomainPair:
+    """Noise of the shape of the demo's digits."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(2, STEPS * BATCH, 1, 28, 28, generator=generator)
+    labels = torch.randint(10, (STEPS * BATCH,), generator=generator)
+    source, target = TensorDataset(images[0], labels), TensorDataset(images[1])
+    return DomainPair(source, target, batch_size=BATCH, seed=seed)
+
+
+def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def by_trainer(network: dict[str, Any], data: DomainPair) -> list[float]:
+    """Steps of an epoch by Lightning."""
+    clock = Clock()
+    aligner = Aligner(
+        **network,
+        num_classes=10,
+        optimizer=make_optimizer,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
+    )
+    with quiet_lightning():
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=1,
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(aligner, data)
+    return clock.steps()
+
+
+def by_loop(network: dict[str, Any], data: DomainPair) -> list[float]:
+    """The same steps, written out."""
+    clock = Clock()
+    features = nn.Sequential(network["backbone"], network["bottleneck"])
+    classifier = network["classifier"]
+    optimizer = make_optimizer([*features.parameters(), *classifier.parameters()])
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    loss = fm.MMDLoss()
+    for step, (batch, _, _) in enumerate(data.train_dataloader()):
+        (x, y), (z,) = batch["source"], batch["target"]
+        source, target = features(torch.cat((x, z))).split((len(x), len(z)))
+        objective = F.cross_entropy(classifier(source), y)
+        objective = objective + alignment_weight(step / STEPS) * loss(source, target)
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+        scheduler.step()
+        clock.on_train_batch_end()
+    return clock.steps()
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Medians over all steps, and the ratio of the medians within each round."""
+    lanes = {"trainer": by_trainer, "loop": by_loop}
+    networks = {name: modules() for name in lanes}
+    data, found = pair(0), {name: [] for name in lanes}  # type: ignore[var-annotated]
+    for turn in range(-1, rounds):
+        names = list(lanes) if turn % 2 else list(lanes)[::-1]
+        for name in names:
+            steps = lanes[name](networks[name], data)
+            if turn >= 0:
+                found[name].append(steps)
+    medians = {name: median(t for turn in turns for t in turn) for name, turns in found.items()}
+    ratios = [median(a) / median(b) for a, b in zip(found["trainer"], found["loop"], strict=True)]
+    low, middle, high = quantiles(ratios, n=4)
+    return {
+        **{f"{name}_ms": 1e3 * value for name, value in medians.items()},
+        "ratio_of_medians": medians["trainer"] / medians["loop"],
+        "ratio_in_rounds": {"low": low, "median": middle, "high": high},
+        "rounds": rounds,
+        "steps_per_round": STEPS - 1,
+        "batch_size": BATCH,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/trainer"))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = measure(options.rounds)
+    print(json.dumps(found, indent=1))
+    options.output.mkdir(parents=True, exist_ok=True)
+    record = {"machine": describe(), **found}
+    (options.output / "trainer.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
