@@ -14,9 +14,10 @@ __all__ = ["draw"]
 
 
 def draw(records: Sequence[Record], folder: Path) -> None:
-    """Writes ``speedup``, ``roofline`` and, of several records, ``history`` as PNG and SVG."""
+    """Writes ``speedup``, ``sizes``, ``roofline`` and, of several, ``history``, as PNG and SVG."""
     last = records[-1]
     _speedup(last, folder)
+    _sizes(last, folder)
     _roofline(last, folder)
     if len(records) > 1:
         _history(records, folder)
@@ -28,22 +29,56 @@ def _both(figure: object, folder: Path, name: str) -> None:
 
 
 def _speedup(record: Record, folder: Path) -> None:
+    everything = list(record.series.values())
     rows = sorted(
-        (s for s in record.series.values() if s.info.get("mode", GRADIENTS) == GRADIENTS),
+        (s for s in everything if s.info.get("mode", GRADIENTS) == GRADIENTS),
         key=lambda s: s.ratio,
-    ) or list(record.series.values())
-    figure = new_figure(8, 1.2 + 0.24 * len(rows))
+    )
+    rows = rows or sorted(everything, key=lambda s: s.ratio)
+    figure = new_figure(8, max(2.2, 1.2 + 0.24 * len(rows)))
     axes = figure.add_subplot()
     axes.barh([_short(s) for s in rows], [s.ratio for s in rows], color="#3b6ea5", height=0.7)
     for i, s in enumerate(rows):
         axes.text(s.ratio * 1.04, i, f"{s.ratio:.1f}", va="center", fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.15, y=0.01)
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlabel("times faster than plain PyTorch, value and gradients")
+    axes.set_xlabel("times faster than plain PyTorch")
     axes.spines[["top", "right"]].set_visible(False)
     _both(figure, folder, "speedup")
+
+
+def _sizes(record: Record, folder: Path) -> None:
+    """Of what was measured at several sizes: operations of one width, dtype and mode."""
+    lines: dict[tuple[str, int, str, str], list[Series]] = {}
+    for s in record.series.values():
+        if "op" in s.info:
+            key = (s.info["op"], s.info["d"], s.info["dtype"], s.info["mode"])
+            lines.setdefault(key, []).append(s)
+    lines = {key: of for key, of in lines.items() if len(of) > 1}
+    if not lines:
+        return
+    figure = new_figure(7, 4)
+    axes = figure.add_subplot()
+    for (op, d, dtype, mode), of in lines.items():
+        of.sort(key=lambda s: s.info["n"])
+        axes.plot(
+            [s.info["n"] for s in of],
+            [s.ratio for s in of],
+            marker="o",
+            label=f"{op}, d = {d}, {dtype}, {mode}",
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("points of each sample")
+    axes.set_ylabel("times faster than plain PyTorch")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _both(figure, folder, "sizes")
 
 
 def _short(series: Series) -> str:
@@ -62,9 +97,8 @@ def _roofline(record: Record, folder: Path) -> None:
     figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     intensity = [s.info["flop"] / s.info["bytes"] for s in rows]
-    low, high = min(intensity) / 3, max(intensity) * 3
     corner = flops / bandwidth
-    line = sorted({low, min(max(corner, low), high), high})
+    line = [min(*intensity, corner) / 3, corner, max(*intensity, corner) * 3]
     axes.plot(
         line,
         [min(flops, bandwidth * x) / 1e9 for x in line],
@@ -83,13 +117,17 @@ def _roofline(record: Record, folder: Path) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("FLOP that must be done / byte that must be moved")
     axes.set_ylabel("GFLOP/s, exponentials not counted")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     _both(figure, folder, "roofline")
 
 
 def _history(records: Sequence[Record], folder: Path) -> None:
-    names = list(dict.fromkeys(name for record in records for name in record.series))
+    series = {name: s for record in records for name, s in record.series.items()}
+    modes = {name: s.info.get("mode", GRADIENTS) for name, s in series.items()}
+    names = [name for name in series if modes[name] == GRADIENTS] or list(series)
     columns = 4
     lines = -(-len(names) // columns)
     figure = new_figure(3.4 * columns, 1.9 * lines)
@@ -101,9 +139,7 @@ def _history(records: Sequence[Record], folder: Path) -> None:
         axes.plot([t for t, _ in found], [v for _, v in found], marker="o", markersize=3)
         axes.set_ylim(0, 1.15 * max(v for _, v in found))
         axes.set_xlim(-0.5, len(records) - 0.5)
-        series = next(r.series[name] for r in reversed(records) if name in r.series)
-        mode = "" if series.info.get("mode", GRADIENTS) == GRADIENTS else ", forward"
-        axes.set_title(_short(series) + mode, fontsize=7)
+        axes.set_title(_short(series[name]), fontsize=7)
         axes.tick_params(labelsize=6)
         axes.set_xticks(ticks, labels if i >= len(names) - columns else [], rotation=90)
         axes.grid(alpha=0.3)
