@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastmmd.bench import readme as readme_figures
 from fastmmd.bench import record as records
 from fastmmd.bench import rows as tracked
 from fastmmd.bench import table, verdict
@@ -311,6 +313,28 @@ def test_report_of_a_history_over_machines(
 def test_times() -> None:
     shown = [table.time(t) for t in (2.5e-7, 4.4e-5, 1.23e-3, 0.456, 123.4, math.nan)]
     assert shown == ["0.250 µs", "44.0 µs", "1.23 ms", "456 ms", "123 s", ""]
+
+
+# --- the README ----------------------------------------------------------------------------------
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    (table_of,) = re.findall(r"\[All figures of that run\]\((.*?)/table.md\)", text)
+    assert readme_figures.replaced(text, readme_figures.block(ROOT / table_of, readme)) == text, (
+        f"write them anew: fastmmd bench report --readme README.md {table_of}"
+    )
+
+
+def test_readme_without_a_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results,) = (ROOT / "benchmarks" / "results").glob("*/results.json")
+    readme = tmp_path / "README.md"
+    readme.write_text("# no marks\n")
+    assert main(["bench", "report", "--readme", str(readme), str(results.parent)]) == 2
+    assert "no place for figures" in capsys.readouterr().err
+    assert main(["bench", "report", "--readme", str(readme), str(tmp_path)]) == 2
+    assert "no results of make bench" in capsys.readouterr().err
 
 
 # --- revisions -----------------------------------------------------------------------------------

@@ -76,13 +76,22 @@ def add_bench_arguments(command: argparse.ArgumentParser) -> None:
         description="Write table.md and pictures: times faster than plain PyTorch by size,"
         " roofline, and with several runs the history over commits.",
     )
-    report.add_argument("files", metavar="FILE", nargs="+", help="files of runs, oldest first")
+    report.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="files of runs, oldest first; with --readme the folder of make bench's results",
+    )
     report.add_argument(
         "--like-last",
         action="store_true",
         help="leave out runs that the last one cannot be compared with, as of another processor",
     )
-    report.add_argument("-o", "--output", metavar="FOLDER", required=True, help="folder to write")
+    place = report.add_mutually_exclusive_group(required=True)
+    place.add_argument("-o", "--output", metavar="FOLDER", help="folder to write")
+    place.add_argument(
+        "--readme", metavar="FILE", help="write the figures of make bench into this README"
+    )
     report.set_defaults(run=run_report, threads=None)
 
 
@@ -190,6 +199,8 @@ def _compare_revisions(options: argparse.Namespace, thresholds: Any) -> tuple[An
 
 def run_report(options: argparse.Namespace) -> int:
     """``fastmmd bench report``."""
+    if options.readme:
+        return _readme(Path(options.readme), options.files)
     require_extra("fastmmd bench report", "bench", "matplotlib", "pytest_benchmark")
     from fastmmd._output import OutputFolder
     from fastmmd.bench import pictures, table
@@ -207,6 +218,22 @@ def run_report(options: argparse.Namespace) -> int:
         (folder / "table.md").write_text(table.run(records[-1]))
         pictures.draw(records, folder)
     print(f"table and pictures: {options.output}")
+    return 0
+
+
+def _readme(readme: Path, files: Sequence[str]) -> int:
+    from fastmmd.bench.readme import ReadmeError, block, replaced
+
+    if len(files) != 1:
+        raise BenchError(f"--readme takes one folder of results; got {', '.join(files)}")
+    try:
+        text = replaced(readme.read_text(), block(Path(files[0]), readme))
+    except OSError as error:
+        raise BenchError(f"--readme {readme}: cannot be read ({error})") from error
+    except ReadmeError as error:
+        raise BenchError(str(error)) from error
+    readme.write_text(text)
+    print(f"figures of {files[0]}: {readme}")
     return 0
 
 
