@@ -1,8 +1,8 @@
 """Does ``fastmmd bench compare`` find a planted slow-down, and nothing where there is none?
 
-``python -m benchmarks.planted -o FILE`` compares three builds of this checkout again and again while
-another process keeps a core busy: one as it is, a second one as it is, and one whose pass takes 10 %
-longer. The third has to be worse than the first; the second must not be.
+``python -m benchmarks.planted -o FILE`` compares three builds of this checkout again and again
+while another process keeps a core busy: one as it is, a second one as it is, and one whose pass
+takes 10 % longer. The third has to be worse than the first; the second must not be.
 """
 
 from __future__ import annotations
