@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmmd.bench.interleave import stopwatch
+from fastmmd.bench.clock import stopwatch_of
 
 Lane = Callable[[], object]
 MAX_SETS = 1024
@@ -60,15 +60,7 @@ class Device:
 
     def stopwatch(self, lane: Lane, calls: int) -> float:
         """Seconds on the device for calls back to back, by its events."""
-        if self.dry:
-            return stopwatch(lane, calls)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            lane()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
+        return stopwatch_of("cpu" if self.dry else "cuda")(lane, calls)
 
     def wall(self, lane: Lane, calls: int) -> float:
         """Seconds until the last of the calls is done: where launching binds."""
