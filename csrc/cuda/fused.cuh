@@ -7,7 +7,7 @@
 // pair is met twice, once from either side, so nothing is added to any rows but I.
 #pragma once
 
-#include "cuda/fused_tile.cuh"
+#include "cuda/fused_near.cuh"
 
 namespace fastmmd::cuda {
 
@@ -44,13 +44,20 @@ __global__ void __launch_bounds__(P::threads, P::blocks(gaussian))
   char* const shared = dynamic_shared();
   __shared__ Segments<float> segments;
   __shared__ double totals[P::warps][3];  // xx, yy, xy
-  __shared__ float slopes[2];             // of pairs within the sample, and across
+  __shared__ float slopes[3];             // of pairs within x, within y, and across
+  __shared__ float offset;                // of near pairs
+  // Each thread's elements that leave the products. There are no registers to keep them in.
+  __shared__ uint32_t near_pairs[P::threads];
   const Points<float>& points = args.points;
   const Factor<float>& f = points.factors[0];
   const Resolved<float>& resolved = *points.resolved;
   const bool radial = gaussian || f.geometry == Geometry::radial;
   segments.load(resolved.kernel[0]);
-  const float offset = resolved.kernel[0].near_offset;
+  if (threadIdx.x == 0) offset = resolved.kernel[0].near_offset;
+  if (threadIdx.x < 3)
+    slopes[threadIdx.x] =
+        float((radial ? -4 : 2) * double(resolved.gain) /
+              (threadIdx.x < 2 ? resolved.by.within[threadIdx.x] : resolved.by.across));
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int warp_row = threadIdx.x / 32 / P::sharers * 16;
   const int warp_column = threadIdx.x / 32 % P::sharers * P::own_columns;
@@ -78,9 +85,6 @@ __global__ void __launch_bounds__(P::threads, P::blocks(gaussian))
           shared + P::block_bytes(P::rows) + tile % args.stages * P::block_bytes(P::columns));
     };
     __syncthreads();  // what was read for the last item may be overwritten
-    if (threadIdx.x < 2)
-      slopes[threadIdx.x] = float((radial ? -4 : 2) * double(resolved.gain) /
-                                  (threadIdx.x ? resolved.by.across : resolved.by.within[domain]));
     fused::load<P, P::rows>(points, int64_t(block) * P::rows, shared);
     fetch(first_tile);
     ptx::cp_async_commit();
@@ -107,27 +111,59 @@ __global__ void __launch_bounds__(P::threads, P::blocks(gaussian))
           int64_t(block) * P::rows + warp_row - int64_t(tile) * P::columns - warp_column;
       float c[P::own_columns / 8][4];
       fused::inner<P>(z_I, z_J, depth, c);
-      auto values = [&](auto diagonal) {
-        const fused::Tile<P, diagonal> pairs{rows, columns, int(apart), !points.pairs.self_within};
-        if (radial) {
-          const bool again = fused::distances<P>(pairs, offset, c);
-          if constexpr (P::operand == Operand::tf32x3)
-            if (__any_sync(0xffffffffu, again)) fused::differences<P>(z_I, z_J, depth, c);
+      // Off the diagonal Gaussians leave out what asks for it.
+      const bool crosses = !gaussian || (apart > -16 && apart < P::own_columns);
+      using Crossing = fused::Tile<P, true>;
+      using Apart = fused::Tile<P, !gaussian>;
+      const Crossing pairs{rows, columns, int(apart), !points.pairs.self_within};
+      const Apart others{rows, columns, int(apart), !points.pairs.self_within};
+      if (radial) {
+        bool look = crosses ? fused::distances<P>(pairs, offset, c)
+                            : fused::distances<P>(others, offset, c);
+        if constexpr (P::operand == Operand::tf32x3) {
+          look = __any_sync(0xffffffffu, look);
+          if (look) fused::differences<P>(z_I, z_J, depth, c);
+        } else {
+          look = isfinite(offset);
         }
-        return fused::weigh<P, gaussian>(pairs, segments, slopes[across], c);
-      };
-      float sum;
-      if (!gaussian || (apart > -16 && apart < P::own_columns)) sum = values(std::true_type{});
-      else sum = values(std::integral_constant<bool, !gaussian>{});
+        near_pairs[threadIdx.x] = look ? fused::near_pairs<P>(pairs, offset, c) : 0;
+      }
+      const float& slope = slopes[across ? 2 : domain];
+      float sum = crosses ? fused::weigh<P, gaussian>(pairs, segments, slope, radial, c)
+                          : fused::weigh<P, gaussian>(others, segments, slope, radial, c);
       sum = warp_sum(sum);
       if (lane == 0)
         // Pairs across count from both sides, or twice from one.
         totals[threadIdx.x / 32][across ? 2 : domain] +=
             double(across && !args.v[!domain] ? 2 * sum : sum);
       if (wanted) {
+        auto leave = [&] { return __any_sync(0xffffffffu, near_pairs[threadIdx.x] != 0); };
+        if (radial && leave()) fused::erase_near(near_pairs[threadIdx.x], c);
         typename Fragment<P::operand>::A w[P::steps];
         fused::as_operand<P>(c, w);
         fused::outer<P>(w, z_J, depth, o, pulls);
+        if (radial && leave()) {
+          const int thread = ptx::thread_of_branch();
+          const int row = thread / 32 / P::sharers * 16;
+          const int column = thread / 32 % P::sharers * P::own_columns;
+          const float* const of_row = reinterpret_cast<const float*>(shared + P::rows * P::pitch) +
+                                      row + thread % 32 / 4 + P::rows;
+          const float* const of_columns =
+              reinterpret_cast<const float*>(z_J + (P::columns - column) * P::pitch) + column +
+              P::columns;
+          fused::push_apart<P>(
+              near_pairs[thread], thread % 32, shared + row * P::pitch, z_J, depth,
+              [&](float D, int h, int j) {
+                float k = 0, dk = 0;
+                for (int s = 0; s < segments.count; ++s)
+                  dispatch(segments.segment[s].family, [&](auto family) {
+                    decltype(family)::template grad<DeviceMath<float>>(D, segments.segment[s], k,
+                                                                       dk);
+                  });
+                return slopes[across ? 2 : domain] * dk * of_row[8 * h] * of_columns[j];
+              },
+              o);
+        }
       }
       if (args.stages == 1) {
         __syncthreads();

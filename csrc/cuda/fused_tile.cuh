@@ -170,29 +170,42 @@ __device__ __forceinline__ bool distances(const Tile& tile, float offset,
       const bool self = tile.self(n, i);
       float D = norms - 2 * c[n][i];
       D = D < 0 || self ? 0.0f : D;  // NaN stays
-      again |= !self && D < float(near) * (norms - offset);
+      again |= !self && is_below(near, D, norms, offset);
       c[n][i] = D;
     }
   return again;
 }
 
-// Statistics to gradient weights; the weighted sum of the values.
+// Statistics to gradient weights; the weighted sum of the values. `radial`: a point does not push
+// itself.
 template <class P, bool gaussian, class Tile>
 __device__ __forceinline__ float weigh(const Tile& tile, const Segments<float>& segments,
-                                       float slope, float (&c)[Tile::products][4]) {
+                                       const float& slope, bool radial,
+                                       float (&c)[Tile::products][4]) {
   float sum = 0;
   if constexpr (gaussian) {
-    const Evaluate<true, float> evaluate(segments);
+    using Gaussians = Chain<P::operand == Operand::tf32x3, float>;
+    const Gaussians first(segments.segment[0], slope);
 #pragma unroll
-    for (int n = 0; n < Tile::products; ++n)
+    for (int n = 0; n < Tile::products; ++n) {
+      float a[4], k[4] = {}, dk[4] = {};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float a = tile.template weight<true>(n, i, c[n][i]);
-        float k, dk;
-        evaluate(c[n][i], k, dk);
-        sum += a * k;
-        c[n][i] = slope * a * dk;
+        a[i] = tile.template weight<true>(n, i, c[n][i]);
+        first(c[n][i], k[i], dk[i]);
       }
+#pragma unroll 1
+      for (int s = 1; s < segments.count; ++s) {
+        const Gaussians chain(segments.segment[s], slope);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) chain(c[n][i], k[i], dk[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sum += a[i] * k[i];
+        c[n][i] = tile.self(n, i) ? 0.0f : a[i] * dk[i];
+      }
+    }
   } else {
     // The families one after another, as there are many pairs to each choice.
     float slopes[Tile::products][4] = {};
@@ -212,8 +225,10 @@ __device__ __forceinline__ float weigh(const Tile& tile, const Segments<float>& 
 #pragma unroll
     for (int n = 0; n < Tile::products; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        c[n][i] = slope * tile.template weight<true>(n, i, c[n][i]) * slopes[n][i];
+      for (int i = 0; i < 4; ++i) {
+        const float a = tile.template weight<true>(n, i, c[n][i]);
+        c[n][i] = radial && tile.self(n, i) ? 0.0f : slope * a * slopes[n][i];
+      }
   }
   return sum;
 }

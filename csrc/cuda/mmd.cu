@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/near.cuh"
 #include "cuda/product.cuh"
 #include "cuda/tiles.cuh"
 
@@ -143,14 +144,13 @@ class Pass {
     points = lay_out<T>(args, out, launch, arena_);
     // All pairs without a panel: potentials are summed up by rectangles all the same.
     if (out.v_x_weights || out.v_y_weights)
-      value_room_ = arena_.template take<char>(int64_t(panel_bytes(side, side)));
+      value_room_ = arena_.template take<char>(int64_t(part_bytes(side, side)));
   }
 
   size_t workspace() const { return arena_.bytes(); }
 
   size_t panel_bytes(int64_t rows, int64_t columns) const {
-    return size_t((points.num_moving + 1) * (parts(columns) * rows + parts(rows) * columns)) *
-           sizeof(T);
+    return part_bytes(rows, columns) + near_bytes(rows, columns);
   }
 
   void begin() const { prepare(args_, launch_, points, args_.size, args_.share); }
@@ -178,16 +178,16 @@ class Pass {
     if (gradient || points.potentials) give_room(tiles, room);
     run(tiles, gradient);
     if (gradient || points.potentials) reduce(tiles, gradient);
+    if (gradient && std::any_of(points.factors, points.factors + points.num_moving,
+                                [](const auto& f) { return f.geometry == Geometry::radial; }))
+      add_near_pairs(tiles, launch_, tile(), static_cast<T*>(out_.v_x), static_cast<T*>(out_.v_y));
   }
 
   void finish() const {
     const cudaStream_t stream = static_cast<cudaStream_t>(launch_.stream);
-    int64_t d = 0;
+    const int64_t d = points.width();
     bool dot = false;
-    for (int l = 0; l < points.num_factors; ++l) {
-      d += points.factors[l].d;
-      dot |= points.factors[l].geometry == Geometry::dot;
-    }
+    for (int l = 0; l < points.num_factors; ++l) dot |= points.factors[l].geometry == Geometry::dot;
     // Equal points have no gradient, unless the pairs of a point with its own sample weigh
     // something else than those with the other one, and the kernel has a slope there.
     const bool may_vanish = args_.estimator != Estimator::cross &&
@@ -238,7 +238,23 @@ class Pass {
     return tiles;
   }
 
+  size_t part_bytes(int64_t rows, int64_t columns) const {
+    const int64_t count = (points.num_moving + 1) * (parts(columns) * rows + parts(rows) * columns);
+    return size_t(round_up(count * int64_t(sizeof(T)), 16));
+  }
+
+  int64_t near_tiles(int64_t rows, int64_t columns) const {
+    return points.num_moving * parts(rows) * parts(columns);
+  }
+
+  size_t near_bytes(int64_t rows, int64_t columns) const {
+    return size_t(near_tiles(rows, columns) * (1 + tile() * near_words(tile()))) * sizeof(uint32_t);
+  }
+
   void give_room(TileArgs<T>& tiles, void* room) const {
+    tiles.near_tiles = reinterpret_cast<uint32_t*>(static_cast<char*>(room) +
+                                                   part_bytes(tiles.rows, tiles.columns));
+    tiles.near_pairs = tiles.near_tiles + near_tiles(tiles.rows, tiles.columns);
     tiles.row_parts = static_cast<T*>(room);
     // On the diagonal the rectangle holds the mirror of each tile.
     if (tiles.copies == 2)

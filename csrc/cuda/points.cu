@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(pack_threads)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const double scale = ldexp(1.0, -points.resolved->exponent[l]);
   const int64_t first = int64_t(blockIdx.x) * pack_rows;
-  double spread = 0;
+  double spread = 0, longest = 0;
   for (int r = warp; r < pack_rows; r += pack_threads / 32) {
     const int64_t row = first + r;
     const int domain = points.domain(row);
@@ -191,6 +191,7 @@ __global__ void __launch_bounds__(pack_threads)
       for (int64_t k = lane; k < f.depth; k += 32)
         z[k] = S::round(T(double(value_of(z[k])) * inverse));
     }
+    longest = larger(longest, double(norm));
     if (lane == 0) {
       f.norms[row] = norm;
       if (f.pulls) f.pulls[row] = 0;
@@ -202,7 +203,11 @@ __global__ void __launch_bounds__(pack_threads)
   }
   __shared__ double room[pack_threads / 32];
   spread = block_sum<pack_threads>(spread, room);
-  if (threadIdx.x == 0) f.spread[blockIdx.x] = spread;
+  longest = block_largest<pack_threads>(longest, room);
+  if (threadIdx.x == 0) {
+    f.spread[blockIdx.x] = spread;
+    f.spread[gridDim.x + blockIdx.x] = longest;
+  }
 }
 
 constexpr int resolve_threads = 1024;
@@ -241,14 +246,23 @@ __global__ void __launch_bounds__(resolve_threads)
     squares[domain] = block_sum<resolve_threads>(square, room);
     pairs[domain] = block_sum<resolve_threads>(pair, room);
   }
-  double spreads[max_factors];
+  __shared__ double spreads[max_factors], longest[max_factors];
   const int64_t packs = points.padded() / pack_rows;
   for (int l = 0; l < points.num_factors; ++l) {
-    double spread = 0;
-    for (int64_t b = threadIdx.x; b < packs; b += resolve_threads)
-      spread += points.factors[l].spread[b];
-    spreads[l] = block_sum<resolve_threads>(spread, room);
+    const double* const of_packs = points.factors[l].spread;
+    double spread = 0, most = 0;
+    for (int64_t b = threadIdx.x; b < packs; b += resolve_threads) {
+      spread += of_packs[b];
+      most = larger(most, of_packs[packs + b]);
+    }
+    spread = block_sum<resolve_threads>(spread, room);
+    most = block_largest<resolve_threads>(most, room);
+    if (threadIdx.x == 0) {
+      spreads[l] = spread;
+      longest[l] = most;
+    }
   }
+  __syncthreads();
   for (int64_t c = threadIdx.x; c < int64_t(sum_rows) * points.row_of_sums(); c += resolve_threads)
     points.sums[c] = 0;
   // Terms side by side, then segments by one thread: in shared memory, as every step waits for the
@@ -306,6 +320,8 @@ __global__ void __launch_bounds__(resolve_threads)
       steepest = fmax(steepest, sum);
       typename Kernel<T>::Range range = built.add(terms, f.first_term, last, unit_scales);
       range.segments = resolved.segments.data() + (range.segments - built.data());
+      // Where no two rows are long enough for it, nobody needs to look for near pairs.
+      if (2 * longest[l] <= double(range.near_offset)) range.near_offset = T(HUGE_VAL);
       resolved.kernel[l] = range;
     }
     resolved.all_equal = all_equal;
@@ -352,7 +368,7 @@ Points<T> lay_out(const Problem& problem, const Launch& launch, const Wants& wan
     f.mean = arena.take<double>(f.d);
     f.partial = arena.take<double>(chunks * f.d);
     f.largest = arena.take<double>(chunks * slices(f.d));
-    f.spread = arena.take<double>(padded / pack_rows);
+    f.spread = arena.take<double>(2 * (padded / pack_rows));
     f.median = arena.take<double>(2);
   }
   points.weights = arena.take<T>(padded);

@@ -29,7 +29,7 @@ struct Factor {
   double* pulls;    // [padded_rows] sum_j of the gradient weights; null if not wanted
   double* partial;  // [chunks, d] sums of columns
   double* largest;  // [chunks, slices] magnitudes
-  double* spread;   // [pack_blocks] sums of |x_i - mean|^2, of the scaled rows
+  double* spread;   // [2, pack_blocks] of the scaled rows: sums of |x_i - mean|^2, largest |z_i|^2
   double* median;   // [2] squared distances of the scaled rows: of z, of x with zeros
 };
 
@@ -67,6 +67,11 @@ struct Points {
   double* sums;   // [sum_rows, row_of_sums] of thread blocks: xx, yy, xy, v_w, v_c
   int num_terms;  // whose gradients are wanted: all, or 0
 
+  // Columns of all factors together.
+  FASTMMD_INLINE int64_t width() const {
+    const Factor<T>& last = factors[num_factors - 1];
+    return last.column + last.d;
+  }
   FASTMMD_INLINE int row_of_sums() const { return 3 + 2 * num_terms; }
   FASTMMD_INLINE int domain(int64_t row) const { return row >= rows.first(1); }
   FASTMMD_INLINE int64_t padded() const { return rows.padded(); }
@@ -217,6 +222,18 @@ __device__ inline T block_sum(T value, T* shared) {
   T sum = 0;
   for (int warp = 0; warp < threads / 32; ++warp) sum += shared[warp];
   return sum;
+}
+
+// The largest over a block, likewise.
+template <int threads>
+__device__ inline double block_largest(double value, double* shared) {
+  for (int lane = 16; lane; lane /= 2)
+    value = larger(value, __shfl_xor_sync(0xffffffffu, value, lane));
+  __syncthreads();  // the room may still be read
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (int warp = 0; warp < threads / 32; ++warp) value = larger(value, shared[warp]);
+  return value;
 }
 
 }  // namespace fastmmd::cuda

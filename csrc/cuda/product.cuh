@@ -51,7 +51,9 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
     const int domain = points.domain(at.I), other = points.domain(at.J);
     const double copies = args.triangle ? (at.I == at.J ? 1 : 2) : args.copies;
     const double C = 1 / divisor(points, resolved.by, at);
+    auto self = [&](int e) { return at.I == at.J && P::row(e) == P::column(e); };
     auto silent = [&](int e) { return is_silent(points, at.I + P::row(e), at.J + P::column(e)); };
+    unsigned apart = 0;  // factors of which the gradients of some pairs leave the products
     for (int l = 0; l < L; ++l) {
       const Factor<T>& f = points.factors[l];
       T u[elements];
@@ -61,7 +63,12 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
       P::multiply({}, f, at.I, at.J, shared, u);
       __syncthreads();
       const bool radial = f.geometry == Geometry::radial;
-      if (radial) distances<P>(f, at, resolved.kernel[l].near_offset, sides, shared, u);
+      if (radial) {
+        const T offset = resolved.kernel[l].near_offset;
+        const bool look = distances<P>(f, at, offset, sides, shared, u);
+        if (gradient && l < points.num_moving)
+          apart |= unsigned(mark_near<P>(args, at, l, offset, look, sides, u)) << l;
+      }
       const Evaluate<false, T> evaluate(segments);
       for (int e = 0; e < elements; ++e) {
         // A pair that does not count must not overflow, as infinity times 0 is no number. That of
@@ -109,15 +116,17 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
       }
       if (gradient && l < points.num_moving) {
         const T slope = T((radial ? -4 : 2) * C * double(resolved.gain));
-        // Rows that are one do not push each other, and their weight would drown those of others.
         __syncthreads();
         for (int e = 0; e < elements; ++e) {
           const T a = weight(e);
           stage[P::row(e) * stage_stride<T, tile>() + P::column(e)] =
-              a == 0 || (radial && slot(0, l, e) == 0) ? T(0)
-                                                       : slope * a * others(l, e) * slot(2, l, e);
+              a == 0 || (radial && self(e)) ? T(0) : slope * a * others(l, e) * slot(2, l, e);
         }
         __syncthreads();
+        if (apart >> l & 1) {
+          erase_near<tile>(args, at, l, stage);
+          __syncthreads();
+        }
         write_tile<P::operand, tile>(stage, args, at, args.w[l], l,
                                      radial ? args.row_parts : nullptr,
                                      radial ? args.column_parts : nullptr);

@@ -196,6 +196,14 @@ FASTMMD_PTX int warpgroup_index() {
 }
 FASTMMD_PTX int warpgroup_thread() { return static_cast<int>(threadIdx.x % 128); }
 
+// threadIdx.x. What is worked out from it stays in the branch that asks: no register of a loop
+// around it holds it.
+FASTMMD_PTX int thread_of_branch() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // Gives the warpgroup more, or takes from it all but, N registers a thread (sm_90a; N % 8 == 0).
 // Ignored unless the kernel has __launch_bounds__ with a number of blocks.
 template <int N>

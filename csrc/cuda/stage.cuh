@@ -17,6 +17,10 @@ struct TileArgs {
   // of 2 C a_j k_ij: [quantities][columns / tile][rows] and [quantities][rows / tile][columns].
   T* row_parts;
   T* column_parts;
+  // Pairs whose gradient does not come from the panel (near.cuh), of each moving factor and tile:
+  // whether there are any, and which, a bit for each column of a row. Row by row of tiles.
+  uint32_t* near_tiles;  // [num_moving][rows / tile][columns / tile]
+  uint32_t* near_pairs;  // [the same][tile][near_words(tile)]
 };
 
 struct Tile {

@@ -30,13 +30,9 @@
 
 #include <type_traits>
 
-#include "cuda/stage.cuh"
+#include "cuda/near.cuh"
 
 namespace fastmmd::cuda {
-
-// D of a pair is made again from differences below near * (|z_i|^2 + |z_j|^2), where the inner
-// product has left it 2^-14 relative accuracy in float32.
-constexpr double near = 1.0 / (1 << 10);
 
 template <class Products, class = void>
 struct LooksAhead : std::false_type {};
@@ -195,9 +191,10 @@ struct TileShared {
   static constexpr int bytes = first + (gaussian ? 0 : of<T>);
 };
 
-// D = |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> in the place of the inner products.
+// D = |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> in the place of the inner products. Whether some pairs may
+// be very near: the same for all threads, all of which call it.
 template <class Products, class T>
-__device__ __forceinline__ void distances(const Factor<T>& f, const Tile& at, T offset,
+__device__ __forceinline__ bool distances(const Factor<T>& f, const Tile& at, T offset,
                                           const Sides<T, Products::tile>& sides, char* shared,
                                           T (&u)[Products::elements]) {
   const bool diagonal = at.I == at.J;
@@ -209,14 +206,16 @@ __device__ __forceinline__ void distances(const Factor<T>& f, const Tile& at, T 
     const bool self = diagonal && i == j;
     T D = norms + T(-2) * u[e];
     D = D < 0 || self ? T(0) : D;  // NaN stays
-    again |= !self && D < T(near) * (norms - offset);
+    again |= !self && is_below(near, D, norms, offset);
     u[e] = D;
   }
-  if constexpr (Products::exact)
-    if (__syncthreads_or(again)) {
-      Products::differences(f, at.I, at.J, shared, u);
-      __syncthreads();
-    }
+  if constexpr (Products::exact) {
+    if (!__syncthreads_or(again)) return false;
+    Products::differences(f, at.I, at.J, shared, u);
+    __syncthreads();
+    return true;
+  }
+  return isfinite(offset);
 }
 
 // One factor. `gaussian`: all its terms are, and nobody asks for gradients of weights or terms;
@@ -268,10 +267,16 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     const double copies = args.triangle ? (at.I == at.J ? 1 : 2) : args.copies;
     const double C = 1 / divisor(points, resolved.by, at);
     const T slope = T((radial ? -4 : 2) * C * double(resolved.gain));
-    const bool mute = at.I == at.J && !points.pairs.self_within;
-    // Which pairs count for nothing though both rows exist.
+    const bool diagonal = at.I == at.J, mute = diagonal && !points.pairs.self_within;
+    // Which pairs count for nothing though both rows exist, and which do not push each other.
     auto silent = [&](int i, int j) { return mute && i == j; };
+    auto self = [&](int i, int j) { return diagonal && i == j; };
     T sum = 0;
+    bool apart = false;  // the gradients of some pairs leave the products
+    auto to_distances = [&] {
+      const bool look = distances<Products>(f, at, offset, sides, shared, u);
+      if constexpr (gradient) apart = mark_near<Products>(args, at, 0, offset, look, sides, u);
+    };
     // The gradient weights of elements e and e + 1.
     auto put = [&](int e, const T(&g)[2]) {
       if constexpr (gradient)
@@ -280,8 +285,8 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     };
     if constexpr (gaussian) {
       using Gaussians = Chain<Products::exact, T>;
-      if (Products::exact || at.I == at.J || segments.count != 1) {
-        distances<Products>(f, at, offset, sides, shared, u);
+      if (Products::exact || diagonal || segments.count != 1 || isfinite(offset)) {
+        to_distances();
         constexpr int group = sizeof(T) == 8 ? 2 : 4;
 #pragma unroll
         for (int first = 0; first < elements; first += group) {
@@ -297,7 +302,7 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
             const int i = Products::row(first + e), j = Products::column(first + e);
             const T a = silent(i, j) ? T(0) : sides.weights[0][i] * sides.weights[1][j];
             sum += a * k[e];
-            dk[e] *= a;
+            dk[e] *= self(i, j) ? T(0) : a;
             if (e % 2) put(first + e - 1, {dk[e - 1], dk[e]});
           }
         }
@@ -320,7 +325,7 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
         }
       }
     } else {
-      if (radial) distances<Products>(f, at, offset, sides, shared, u);
+      if (radial) to_distances();
       constexpr int stride = stage_stride<T, tile>();
       const Evaluate<false, T> evaluate(segments);
       // An element's part of the sum, and its gradient weight.
@@ -333,8 +338,7 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
         T k, dk;
         evaluate(statistic, k, dk);
         sum += a * k;
-        // Rows that are one do not push each other, and would drown those that do.
-        return radial && statistic == 0 ? T(0) : slope * a * dk;
+        return radial && self(i, j) ? T(0) : slope * a * dk;
       };
       T* const statistics = reinterpret_cast<T*>(shared + Shared::first);
       auto place = [](int e) { return Products::row(e) * stride + Products::column(e); };
@@ -374,6 +378,10 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     }
     if constexpr (gradient) {
       __syncthreads();
+      if (apart) {
+        erase_near<tile>(args, at, 0, weights);
+        __syncthreads();
+      }
       write_weights<Products::operand, tile, Products::threads>(weights, args, at, args.w[0],
                                                                 radial);
     }

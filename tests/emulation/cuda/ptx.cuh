@@ -79,6 +79,7 @@ inline bool elect_one() {
 }
 inline int warpgroup_index() { return int(threadIdx.x / 128); }
 inline int warpgroup_thread() { return int(threadIdx.x % 128); }
+inline int thread_of_branch() { return int(threadIdx.x); }
 template <int N>
 void setmaxnreg_inc() {
   static_assert(N % 8 == 0 && N >= 24 && N <= 256);
