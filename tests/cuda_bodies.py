@@ -159,6 +159,12 @@ def test_panels(backend: Backend, kernel: str, estimator: str, weighted: bool) -
         check(backend, cases(46, 131, 5, kernel, estimator, weighted=weighted))
 
 
+def test_panels_of_narrow_kernels(backend: Backend) -> None:
+    """A narrow Gaussian tells what inner products leave of a distance."""
+    with forced(mode="panels", products=SIMT, operand=FLOAT32):
+        check(backend, cases(150, 37, 5, "wide"))
+
+
 @pytest.mark.parametrize(("estimator", "weighted"), [("biased", True), ("unbiased", False)])
 @pytest.mark.parametrize("kernel", FAMILIES)
 def test_panels_of_float64(backend: Backend, kernel: str, estimator: str, weighted: bool) -> None:
@@ -567,6 +573,61 @@ def test_equal_samples(backend: Backend, mode: str, kernel: str) -> None:
     if mode != "values":
         for v in torch.autograd.grad(value, (a, b)):
             assert float(v.abs().max()) <= 1e-6 * size
+
+
+def clustered(case: Case, seed: int) -> Case:
+    """All points in three clusters, thousands of times narrower than they are apart; some twice."""
+    centres = 2 * torch.randn(3, case.x.shape[1], generator=torch.Generator().manual_seed(seed))
+    x, y = (centres[torch.arange(len(t)) % 3].to(t) + 2e-4 * t for t in (case.x, case.y))
+    y[:5] = x[:5]
+    return replace(case, x=x, y=y)
+
+
+NEAR_ROADS = [
+    ("panels", SIMT, FLOAT32),
+    ("panels", MMA, TF32X3),
+    ("panels", MMA, TF32),
+    ("panels", WGMMA, TF32),
+    ("panels", WGMMA, BFLOAT16),
+    ("fused", MMA, TF32X3),
+    ("fused", MMA, TF32),
+    ("fused", MMA, BFLOAT16),
+]
+
+
+@pytest.mark.parametrize(("mode", "products", "operand"), NEAR_ROADS)
+@pytest.mark.parametrize("kernel", ["bank", "wide", "laplacian mean", "energy"])
+def test_near_pairs(backend: Backend, kernel: str, mode: str, products: int, operand: int) -> None:
+    if not backend.has(products):
+        pytest.skip("no such products")
+    made = [clustered(c, seed) for seed, c in enumerate(cases(90, 40, 5, kernel))]
+    with precision("high"), forced(mode=mode, products=products, operand=operand):
+        check(backend, made, operand)
+        runs = [on(backend)(made[0]) for _ in range(2)]
+    for name, t in runs[0].items():
+        assert torch.equal(t, runs[1][name])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "weighted"), [("unbiased", True), ("cross", True), ("block", False)]
+)
+@pytest.mark.parametrize("kernel", ["bank", "laplacian", "multiquadric"])
+def test_near_pairs_of_estimators(
+    backend: Backend, kernel: str, estimator: str, weighted: bool
+) -> None:
+    made = cases(90, 40, 5, kernel, estimator, weighted=weighted)
+    made = [clustered(c, seed) for seed, c in enumerate(made)]
+    road = {} if estimator == "block" else {"mode": "panels", "panel_rows": 128}
+    with forced(products=SIMT, operand=FLOAT32, **road):
+        check(backend, made)
+
+
+def test_near_pairs_of_products(backend: Backend) -> None:
+    """Each factor has near pairs of its own, and more panels than one."""
+    made = [clustered(c, seed) for seed, c in enumerate(cases(140, 30, 8, "bank"))]
+    made = [make_product(case, ("laplacian", "bank"), (5, 3)) for case in made]
+    with forced(panel_rows=128):
+        check(backend, made)
 
 
 @pytest.mark.parametrize("mode", ["panels", "small"])
