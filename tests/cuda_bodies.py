@@ -622,6 +622,27 @@ def test_near_pairs_of_estimators(
         check(backend, made)
 
 
+@pytest.mark.parametrize(
+    ("mode", "products", "operand"),
+    [("panels", SIMT, FLOAT32), ("panels", MMA, TF32X3), ("fused", MMA, TF32X3)],
+)
+def test_twins(backend: Backend, mode: str, products: int, operand: int) -> None:
+    """A few points of x have one in y beside them, or in the same place, whose pull is the largest
+    weight times next to nothing.
+    """
+    if not backend.has(products):
+        pytest.skip("no such products")
+    sets = [(0.0, cases(2, 131, 40, "wide", "cross"))]
+    if mode != "fused":
+        sets.append((5e-4, cases(46, 3, 2, "gaussian", "unbiased")))
+    for width, made in sets:
+        for case in made:
+            k = min(len(case.x), len(case.y))
+            case.y[:k] = case.x[:k] + width * case.y[:k]
+        with forced(mode=mode, products=products, operand=operand):
+            check(backend, made, operand)
+
+
 def test_near_pairs_of_products(backend: Backend) -> None:
     """Each factor has near pairs of its own, and more panels than one."""
     made = [clustered(c, seed) for seed, c in enumerate(cases(140, 30, 8, "bank"))]
