@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
 import fastmmd as fm
+from fastmmd import _extras
 from fastmmd.transfer import (
     CORAL,
     FeatureAugmentation,
@@ -345,3 +349,20 @@ def test_bad_pairs() -> None:
         tca.transform(X[:, 1:])
     with pytest.raises(ValueError, match="features"):
         tca.transform(torch.from_numpy(X[:, 1:]))
+
+
+def test_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extras, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "fastmmd.transfer")
+    message = r"fastmmd.transfer needs sklearn, scipy.*fastmmd\[transfer\]"
+    with pytest.raises(_extras.MissingExtraError, match=message):
+        importlib.import_module("fastmmd.transfer")
+
+
+def test_models_are_pickled() -> None:
+    x, y, domain = domains()
+    for estimator in estimators():
+        expected = estimator.fit_transform(x, y, sample_domain=domain)
+        again = pickle.loads(pickle.dumps(estimator))
+        assert again.transform(x).shape == expected.shape
+        np.testing.assert_array_equal(again.transform(x), estimator.transform(x))

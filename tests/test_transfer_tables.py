@@ -43,6 +43,9 @@ def test_documentation(tables: ModuleType, repository: Path) -> None:
     assert {task: cells.split(" | ") for task, cells in rows} == {
         task: [f"{value:.2f}" for value in row.values()] for task, row in record.items()
     }
+    # What docs/choosing.md says of them.
+    assert sum(max(row, key=row.get) == "JDA" for row in record.values()) == len(TASKS) - 1
+    assert sum(row["TCA"] < row["none"] for row in record.values()) == 1
 
 
 def test_command_names_missing_data(

@@ -103,6 +103,9 @@ def test_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(ConvergenceWarning, match=r"KernelMeanMatching stopped at a duality gap"):
         wide.fit(x, sample_domain=domain)
     assert wide.duality_gap_ > 1e-6 * abs(wide.objective_)
+    with pytest.warns(ConvergenceWarning):  # before the first step, the unweighted mean
+        wide.set_params(max_iter=1).fit(x, sample_domain=domain)
+    np.testing.assert_allclose(wide.weights_, 1)
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "laplacian", "polynomial", "linear", "matern"])
@@ -126,6 +129,16 @@ def test_identical_samples_need_no_weights() -> None:
     both, domain = np.r_[x, x], np.r_[np.zeros(50, int), np.full(50, -1)]
     kmm = KernelMeanMatching(fm.Gaussian(0.3, multipliers=(1,)), tol=1e-9)
     np.testing.assert_allclose(kmm.fit(both, sample_domain=domain).weights_, 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear", "cosine"])
+def test_rows_that_are_all_one(kernel: str) -> None:
+    for value in (0.0, 1.0):
+        kmm = KernelMeanMatching(kernel).fit(
+            np.full((9, 2), value), sample_domain=[0] * 5 + [-1] * 4
+        )
+        assert np.isfinite(kmm.weights_).all()
+        assert kmm.duality_gap_ <= 1e-6 * abs(kmm.objective_)
 
 
 def test_selector() -> None:

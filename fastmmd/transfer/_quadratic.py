@@ -26,6 +26,7 @@ __all__ = ["Programme", "Solution", "solve"]
 _DENSE = 2048  # as many points are solved for at once
 _MOST = 5120  # that a dense matrix is made for: 210 MB, and as much for its factor
 _STEPS = 50  # of the gradient method, between looks at the gap
+_POWER_STEPS = 8
 
 
 class Programme(NamedTuple):
@@ -131,10 +132,11 @@ def _descend(p: Programme, tracker: _Tracker) -> Tensor:
     gradient schemes" (Foundations of Computational Mathematics 2015).
     """
     n = len(p.linear)
-    lipschitz = _largest_eigenvalue(p, n)
-    tracker.products += 8
     w = p.project(torch.full_like(p.linear, (p.low + p.high) / (2 * n)))
     kw = p.product(w)
+    tracker.look(w, kw)
+    lipschitz = _largest_eigenvalue(p, n)
+    tracker.products += 1 + _POWER_STEPS
     ahead, k_ahead, t = w, kw, 1.0
     while not tracker.done:
         for _ in range(_STEPS):
@@ -158,7 +160,7 @@ def _descend(p: Programme, tracker: _Tracker) -> Tensor:
 def _largest_eigenvalue(p: Programme, n: int) -> float:
     """Of K, and a little more; the power method from the constant vector, as K is positive."""
     v = torch.full_like(p.linear, n**-0.5)
-    for _ in range(8):
+    for _ in range(_POWER_STEPS):
         kv = p.product(v)
         norm = float(torch.linalg.vector_norm(kv))
         v = kv / norm
