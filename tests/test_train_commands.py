@@ -326,3 +326,22 @@ def test_predictions_of_several_loaders_follow_each_other(tmp_path: Path) -> Non
         write_predictions(tmp_path / "p.npz", [])
     with pytest.raises(InputError, match=r"must give logits \[n, C\]; it gave dict"):
         write_predictions(tmp_path / "p.npz", [{"a": logits}])
+
+
+def test_the_configuration_in_the_docs(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
+    (tmp_path / "c.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    for seed, name in enumerate(("clinic", "home")):
+        points = torch.randn(120, 3, generator=torch.Generator().manual_seed(seed)) + seed
+        lines = [f"{a},{b},{c},{int(a > seed)}" for a, b, c in points.tolist()]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["age,weight,height,label", *lines]))
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", "--config", "c.yaml", "--trainer.max_epochs=2", *quiet]) == 0
+    assert (tmp_path / "runs/ages/checkpoints/last.ckpt").is_file()
+    assert (tmp_path / "runs/ages/report/report.html").is_file()
+    predict = ["predict", "--config", "c.yaml", "--ckpt_path", "last", *quiet]
+    assert main([*predict, "--output", "p.csv"]) == 0
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 121
