@@ -66,8 +66,8 @@ class Projected {
     columns_ = arena_.take<T>(padded_ * d_);
     images_ = arena_.take<T>(padded_ * p_);
     const int64_t pulls = out.any() ? padded_ * p_ : 0;
-    // Register blocks read past the last column.
-    pulls_ = arena_.take<T>(pulls ? pulls + tiles_.row_unit : 0);
+    pulls_ = arena_.take<T>(pulls);
+    turned_ = arena_.take<T>(pulls ? padded_p_ * padded_ : 0);
     slopes_ = args.activation == Activation::none || !pulls ? nullptr : arena_.take<T>(pulls);
     room_ = arena_.take<T>(threads_ * room);
   }
@@ -200,7 +200,9 @@ class Projected {
       T* const v = pulls_ + J.row * p_;
       if (slopes_)
         for (int64_t k = 0; k < rows * p_; ++k) v[k] *= slopes_[J.row * p_ + k];
-      std::fill_n(v + rows * p_, (padded - rows) * p_, T(0));  // padding takes part in sums
+      for (int64_t i = 0; i < padded; ++i)  // padding takes part in sums
+        for (int64_t j = 0; j < p_; ++j)
+          turned_[j * padded_ + J.row + i] = i < rows ? v[i * p_ + j] : T(0);
     });
     const int64_t of_points = out_.v_x || out_.v_y ? blocks_[0] + blocks_[1] : 0;
     const int64_t of_weight = out_.v_weight ? weight_blocks() : 0;
@@ -239,7 +241,7 @@ class Projected {
     T* const out = static_cast<T*>(out_.v_weight) + I.row * d_;
     in_slice(out, I.rows, s, [&](int64_t begin, int64_t end) {
       for (int64_t i = 0; i < padded_; i += summed_at_once)
-        tiles_.product(true, pulls_ + i * p_ + I.row, p_, I.rows,
+        tiles_.product(false, turned_ + I.row * padded_ + i, padded_, I.rows,
                        std::min(summed_at_once, padded_ - i), panels_, begin, end, points_, padded_,
                        i, out, d_);
     });
@@ -248,7 +250,7 @@ class Projected {
   void to_bias(const Block& I) const {
     for (int64_t j = I.row; j < I.row + I.rows; ++j) {
       double sum = 0;
-      for (int64_t i = 0; i < padded_; ++i) sum += double(pulls_[i * p_ + j]);
+      for (int64_t i = 0; i < padded_; ++i) sum += double(turned_[j * padded_ + i]);
       static_cast<T*>(out_.v_bias)[j] = T(sum);
     }
   }
@@ -263,7 +265,7 @@ class Projected {
   int64_t points_of_block_, rows_[2], first_[2], blocks_[2], padded_ = 0;
   int threads_;
   double* zeros_;
-  T *weight_, *points_, *columns_, *images_, *pulls_, *slopes_, *room_;
+  T *weight_, *points_, *columns_, *images_, *pulls_, *turned_, *slopes_, *room_;
   mutable T any_[1];
   Phase packing_, projecting_, preparing_, going_back_, adding_;
 };
