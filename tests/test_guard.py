@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from fastmmd.compare.reading import InputError
 from fastmmd.train import Aligner, DomainPair, EpochSeed, Outputs, TransferGuard, collect, judge
 from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
 from fastmmd.train.guard import _single
@@ -154,6 +155,20 @@ def test_a_twin_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert guard.verdict.sentence() in capsys.readouterr().out
     assert guard.state_dict() == {}
+
+
+def test_a_twin_may_be_a_checkpoint(tmp_path: Path) -> None:
+    alone, guard = aligner(target_forward="none"), TransferGuard()
+    fit(alone, pair(), EveryEpoch(tmp_path), enable_checkpointing=True)
+    from_file = TransferGuard(tmp_path / "last.ckpt")
+    fit(aligner(), pair(), guard)
+    fit(aligner(), pair(), from_file)
+    assert same_weights(from_file.twin, alone)  # type: ignore[arg-type]
+    assert str(from_file.verdict) == str(guard.verdict)
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:500])
+    for name, message in (("no.ckpt", "No such file"), ("cut.ckpt", "is damaged")):
+        with pytest.raises(InputError, match=message):
+            fit(aligner(), pair(), TransferGuard(str(tmp_path / name)))
 
 
 @pytest.mark.parametrize(

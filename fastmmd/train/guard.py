@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmmd.train.batches import labelled
+from fastmmd.train.checkpoints import check_architecture, load_checkpoint
 from fastmmd.train.evaluation import collect
 from fastmmd.train.history import domain_loaders
 from fastmmd.train.shuffling import new_seed, seed_of
@@ -34,8 +36,9 @@ class TransferGuard(L.Callback):
     training resumes it.
 
     Args:
-        twin: A trained source-only model, to compare with in place of one that is trained
-            alongside. With :class:`~fastmmd.train.Aligner`, ``target_forward="none"`` makes one.
+        twin: A trained source-only model, or the path of its checkpoint, to compare with in place
+            of one that is trained alongside. A checkpoint is one of the same architecture. With
+            :class:`~fastmmd.train.Aligner`, ``target_forward="none"`` makes one.
         source: Loader of held-out source samples with labels. Default: the first validation loader.
         target: Loader of target samples; their labels, if they have any, are used for the true
             difference alone. Default: the second validation loader or, without one, the data
@@ -47,6 +50,8 @@ class TransferGuard(L.Callback):
         twin: The source-only model.
 
     Raises:
+        InputError: When the training starts: the checkpoint is not there, damaged or of another
+            architecture.
         ValueError: When the training starts: precision ``16-mixed``, several processes, manual
             optimisation or several optimisers, and a twin to be trained. When it ends: no loader
             for the source or for the target.
@@ -57,13 +62,14 @@ class TransferGuard(L.Callback):
 
     def __init__(
         self,
-        twin: L.LightningModule | None = None,
+        twin: L.LightningModule | str | Path | None = None,
         *,
         source: Iterable[Any] | None = None,
         target: Iterable[Any] | None = None,
         max_samples: int = 2000,
     ) -> None:
-        self.twin = twin
+        self.twin = twin if isinstance(twin, L.LightningModule) else None
+        self.checkpoint = twin if isinstance(twin, str | Path) else None
         self.trains = twin is None
         self.source = source
         self.target = target
@@ -77,7 +83,13 @@ class TransferGuard(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the twin, before a checkpoint changes the weights of the model."""
-        if stage != "fit" or not self.trains:
+        if stage != "fit":
+            return
+        if self.checkpoint is not None:
+            check_architecture(self.checkpoint, pl_module)
+            self.twin = _copy(trainer, pl_module)
+            self.twin.load_state_dict(load_checkpoint(self.checkpoint)["state_dict"])
+        if not self.trains:
             return
         for trouble, found in (
             ("precision 16-mixed, which scales gradients", trainer.precision == "16-mixed"),
@@ -90,8 +102,7 @@ class TransferGuard(L.Callback):
                     " it as twin"
                 )
         self._loaded = {}
-        # None in the place of the trainer: a copy of that would be a copy of everything.
-        self.twin = copy.deepcopy(pl_module, {id(trainer): None})
+        self.twin = _copy(trainer, pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Makes the twin's optimiser, and resumes both if there is a checkpoint."""
@@ -180,6 +191,11 @@ class TransferGuard(L.Callback):
         by_value = trainer.gradient_clip_algorithm == "value"
         clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         clip(self.twin.parameters(), limit)
+
+
+def _copy(trainer: L.Trainer, module: L.LightningModule) -> L.LightningModule:
+    # None in the place of the trainer: a copy of that would be a copy of everything.
+    return copy.deepcopy(module, {id(trainer): None})
 
 
 def _single(configured: Any) -> tuple[torch.optim.Optimizer, dict[str, Any] | None]:
