@@ -67,18 +67,17 @@ def by_trainer(network: dict[str, Any], data: DomainPair) -> list[float]:
         optimizer=make_optimizer,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
     )
-    with quiet_lightning():
-        trainer = L.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            devices=1,
-            callbacks=[clock],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(aligner, data)
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(aligner, data)
     return clock.steps()
 
 
@@ -135,7 +134,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = measure(options.rounds)
+    with quiet_lightning():
+        found = measure(options.rounds)
     print(json.dumps(found, indent=1))
     options.output.mkdir(parents=True, exist_ok=True)
     record = {"machine": describe(), **found}

@@ -6,6 +6,8 @@ folder and leaves what it found in ``FOLDER/RANK.pt``.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 import warnings
@@ -99,7 +101,7 @@ def one_step(name: str, batch: Any, parallel: bool) -> dict[str, Tensor]:
     module = DistributedDataParallel(step) if parallel else step  # it has to outlive backward
     objective = module(batch)
     objective.backward()
-    logged = aligner._sums["train_alignment_loss"] / aligner._samples
+    logged = aligner.means.sums(torch.device("cpu"))["train_alignment_loss"] / aligner.means.samples
     found = {"objective": objective.detach(), "alignment": logged}
     return found | {k: p.grad for k, p in aligner.named_parameters()}
 
@@ -168,20 +170,16 @@ def looks(rank: int, world: int) -> dict[str, Any]:
     }
 
 
-def lost(rank: int, world: int, ending: str) -> dict[str, Any]:
-    """The last process does not come to the second step; the others tell how that ends."""
-    batch = batch_of(ROWS[world], rank)
-    one_step("ddc", batch, True)
+def lost(rank: int, world: int, how: str) -> dict[str, Any]:
+    """The last process does not come to a step; the others tell how that ends."""
+    dist.barrier()
     if rank == world - 1:
-        if ending == "dies":
-            import os
-            import signal
-
+        if how == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)
     start = time.monotonic()
     try:
-        one_step("ddc", batch, False)
+        one_step("ddc", batch_of(ROWS[world], rank), parallel=False)
     except RuntimeError as error:
         return {"error": str(error), "seconds": time.monotonic() - start}
     return {"error": "none", "seconds": 0.0}
@@ -198,9 +196,12 @@ def main() -> None:
         world_size=world,
         timeout=timedelta(seconds=5 if what == "hangs" else 60),
     )
-    found = looks(rank, world) if what == "looks" else lost(rank, world, what)
-    torch.save(found, folder / f"{rank}.pt")
     if what == "looks":
+        torch.save(looks(rank, world), folder / f"{rank}.pt")
+    if what == "hangs" or world == 4:
+        found = lost(rank, world, "hangs" if what == "hangs" else "dies")
+        torch.save(found, folder / f"{rank}.lost.pt")
+    else:
         dist.barrier()
         dist.destroy_process_group()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +18,51 @@ from fastmmd.train import Activations, LayerwiseAlignment
 from fastmmd.train.distributed import global_discrepancy, global_mean
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-WORLDS = tuple(ROWS)
 
 
-def run(what: str, world: int, folder: Path, seconds: float = 240.0) -> list[dict[str, Any] | None]:
-    """What each process has found, None of one that left nothing."""
+def run(what: str, world: int, folder: Path) -> None:
+    """Starts the processes and waits until they have ended; one that hangs is killed then."""
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parent), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), what, str(rank), str(world), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    logs = [folder / f"{rank}.log" for rank in range(world)]
+    processes = []
+    for rank, log in enumerate(logs):
+        arguments = [sys.executable, str(WORKER), what, str(rank), str(world), str(folder)]
+        with log.open("w") as output:
+            processes.append(
+                subprocess.Popen(arguments, env=environment, stdout=output, stderr=output)
+            )
     try:
-        outputs = [process.communicate(timeout=seconds)[0] for process in processes[: world - 1]]
-        if what != "hangs":
-            outputs.append(processes[-1].communicate(timeout=seconds)[0])
+        for process in processes[: world - (what == "hangs")]:
+            process.wait(timeout=240)
     finally:
         for process in processes:
             process.kill()
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-    files = [folder / f"{rank}.pt" for rank in range(world)]
-    found = [torch.load(f, weights_only=True) if f.is_file() else None for f in files]
     if what == "looks":
-        assert None not in found, "\n".join(outputs)
-    return found
+        missing = [rank for rank in range(world) if not (folder / f"{rank}.pt").is_file()]
+        assert not missing, "\n".join(logs[rank].read_text() for rank in missing)
 
 
-@pytest.fixture(scope="module")
-def of_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Any]]:
-    """What so many processes have found, who all look at all that these tests ask for."""
-    return cache(lambda world: run("looks", world, tmp_path_factory.mktemp(f"world{world}")))
+@pytest.mark.parametrize("world", ROWS)
+def test_processes_do_what_one_does(world: int, tmp_path: Path) -> None:
+    """All that is asked of one group of processes, as to start them takes most of the time."""
+    run("looks", world, tmp_path)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    check_steps(world, [results["steps"] for results in found])
+    check_values(found[0]["values"])
+    for results in found:
+        check_rows(world, *results["gathered"])
+        if world == 2:
+            assert "every process needs at least one row of each domain" in results["empty"]
+            assert "[3, 0] rows of the source and [3, 3] of the target" in results["empty"]
+    if world == 4:  # the last of which died in the end
+        assert not (tmp_path / "3.lost.pt").exists()
+        for rank in range(3):
+            check_lost(tmp_path / f"{rank}.lost.pt")
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_a_step_is_that_of_one_process_with_the_whole_batch(of_processes: Any, world: int) -> None:
+def check_steps(world: int, found: list[dict[str, Any]]) -> None:
     """Objective, discrepancy and averaged gradients, of parts of unequal size, down to one row."""
-    found = [results["steps"] for results in of_processes(world)]
     for name in ALIGNMENTS:
         with threads(1):
             whole = one_step(name, batch_of(ROWS[world], None), parallel=False)
@@ -78,33 +78,36 @@ def test_a_step_is_that_of_one_process_with_the_whole_batch(of_processes: Any, w
         assert all(gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_values_and_gradients_obey_the_rule_of_the_tolerance(of_processes: Any, world: int) -> None:
-    """Of every family of kernels, in float32 and float64."""
-    found = of_processes(world)[0]["values"]
+def check_values(found: dict[str, Results]) -> None:
+    """Of every family of kernels, in float32 and float64, by the rule of the tolerance."""
     for index in range(len(CASES)):
         cases = [case_of(index, seed) for seed in SEEDS]
 
         def look(case: Case, index: int = index, cases: list[Case] = cases) -> Results:
             seed = next(s for s, c in enumerate(cases) if c is case)
-            results: Results = found[str((index, seed))]
-            return results
+            return found[str((index, seed))]
 
         check(cases, look, most=SEEDS_RUN)
 
 
-def test_rows_are_gathered_in_the_order_of_the_processes(of_processes: Any) -> None:
-    for results in of_processes(4):
-        rows, numbers = results["gathered"]
-        assert rows[:, 0].tolist() == [1, 2, 2, 3, 3, 3]
-        assert numbers.dtype == torch.float16
-        assert numbers.tolist() == [0, 1, 2, 0, 1, 0, 0, 1, 2]
+def check_rows(world: int, rows: torch.Tensor, numbers: torch.Tensor) -> None:
+    """In the order of the processes: as many rows as its rank has one, and 0, 1, ... of others."""
+    assert rows[:, 0].tolist() == [rank for rank in range(world) for _ in range(rank)]
+    assert numbers.dtype == torch.float16
+    assert numbers.tolist() == [i for rank in range(world) for i in range(3 - rank % 3)]
 
 
-def test_a_process_without_rows_is_a_named_error_on_all(of_processes: Any) -> None:
-    for results in of_processes(2):
-        assert "every process needs at least one row of each domain" in results["empty"]
-        assert "[3, 0] rows of the source and [3, 3] of the target" in results["empty"]
+def check_lost(file: Path) -> None:
+    """The error of a process that has lost another."""
+    results = torch.load(file, weights_only=True)
+    assert "another process has ended, or did not answer" in results["error"]
+    assert results["seconds"] < 30
+
+
+def test_a_process_that_hangs_stops_the_others(tmp_path: Path) -> None:
+    """By an error that says so, after the timeout of the process group, 5 s."""
+    run("hangs", 2, tmp_path)
+    check_lost(tmp_path / "0.lost.pt")
 
 
 @pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
@@ -126,17 +129,6 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
                 allowed = 1e-6 if key.startswith("train_") else 1e-8
                 error = float((results[alignment][key] - exact).abs().max())
                 assert error <= allowed, f"{alignment}: {key} is off by {error:.3g}"
-
-
-@pytest.mark.parametrize("ending", ["dies", "hangs"])
-def test_a_process_that_is_lost_stops_the_others(ending: str, tmp_path: Path) -> None:
-    """By an error that says so, within the timeout of the process group: 5 s of one that hangs."""
-    *others, last = run(ending, 2, tmp_path, seconds=60)
-    assert last is None
-    for results in others:
-        assert results is not None
-        assert "another process has ended, or did not answer" in results["error"]
-        assert results["seconds"] < 30
 
 
 def test_one_process_needs_no_group() -> None:

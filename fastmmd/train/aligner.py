@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -25,7 +26,8 @@ from fastmmd.train.batches import (
 )
 from fastmmd.train.data import DomainPair
 from fastmmd.train.distributed import global_discrepancy, global_mean
-from fastmmd.train.gradients import with_value
+from fastmmd.train.gradients import scale_gradients
+from fastmmd.train.means import EpochMeans
 from fastmmd.train.schedule import Schedule, alignment_weight
 
 __all__ = ["Aligner", "TargetForward"]
@@ -179,8 +181,7 @@ class Aligner(L.LightningModule):
             {name: MulticlassAccuracy(num_classes, average="micro") for name in names}
         )
         self._total_steps: int | None = None
-        self._sums: dict[str, Tensor] = {}  # of what is logged over the epoch, times samples
-        self._samples = 0
+        self.means = EpochMeans()
 
     def features(self, inputs: Inputs) -> Tensor:
         """Bottleneck features [n, d] of n inputs: what the classifier sees and is aligned."""
@@ -228,38 +229,41 @@ class Aligner(L.LightningModule):
         task_losses = [self._cross_entropy(source) for source in sources]
         task_loss = _mean(task_losses, weights)
         objective = task_loss
-        logged = {"train_task_loss": task_loss, "train_source_accuracy": _accuracy(sources)}
+        logged: dict[str, Tensor | float] = {
+            "train_task_loss": task_loss.detach(),
+            "train_source_accuracy": _accuracy(sources),
+        }
         if labelled is not None:
             labelled_loss = self._cross_entropy(labelled)
             objective = objective + self.target_label_weight * labelled_loss
-            logged["train_target_labelled_loss"] = labelled_loss
+            logged["train_target_labelled_loss"] = labelled_loss.detach()
         if target is not None:
             weight = alignment_weight(self.progress(), self.schedule, self.weight)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight > 0):
                 alignment_loss = self._discrepancy(sources, target, weights, weight)
             if self.weight > 0:
-                # The gradient has its weight already.
-                value = weight * alignment_loss.detach()
-                objective = objective + with_value(alignment_loss, value, 1.0)
-            logged["train_alignment_loss"] = alignment_loss
-            logged["train_alignment_weight"] = torch.tensor(weight)
-        self._note(logged, sum(map(len, sources)))
+                # The gradient has its weight already, the value has not.
+                rest = (weight - 1) * alignment_loss.detach()
+                objective = objective + (alignment_loss + rest)
+            logged["train_alignment_loss"] = alignment_loss.detach()
+            logged["train_alignment_weight"] = weight
+        self.means.add(logged, sum(map(len, sources)))
         self._log_step(objective, batch_idx)
         return objective
 
     def on_train_epoch_start(self) -> None:
         """Begins the means of the epoch."""
-        self._sums, self._samples = {}, 0
+        self.means = EpochMeans()
 
     def on_train_epoch_end(self) -> None:
         """Logs the means of the epoch, over the samples of all processes."""
-        if not self._samples:
+        if not self.means.samples:
             return
-        names = list(self._sums)
-        sums = torch.stack([self._sums[name].to(self.device) for name in names])
-        sums = torch.cat([sums, sums.new_tensor([self._samples])])
+        named = self.means.sums(self.device)
+        sums = torch.stack(list(named.values()))
+        sums = torch.cat([sums, sums.new_tensor([self.means.samples])])
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self.log_dict(dict(zip(names, sums[:-1] / sums[-1], strict=True)))
+        self.log_dict(dict(zip(named, sums[:-1] / sums[-1], strict=True)))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch of (inputs, labels); loader 0 is the source, loader 1 the target."""
@@ -341,12 +345,12 @@ class Aligner(L.LightningModule):
         self, sources: Sequence[Activations], target: Activations, weights: Any, weight: float
     ) -> Tensor:
         discrepancy = global_discrepancy if self.global_batch else _own_discrepancy
-        target = target.with_gradient_times(weight)
-        found = [
-            discrepancy(self.alignment, source.with_gradient_times(weight), target)
-            for source in sources
-        ]
-        return _mean(found, weights)
+        sides = [*sources, target]
+        scaled = iter(scale_gradients([t for side in sides for t in side.tensors()], weight))
+        *sources, target = (
+            side.replace(list(islice(scaled, len(side.tensors()))), side.labels) for side in sides
+        )
+        return _mean([discrepancy(self.alignment, s, target) for s in sources], weights)
 
     def _cross_entropy(self, of: Activations) -> Tensor:
         assert of.labels is not None
@@ -362,13 +366,6 @@ class Aligner(L.LightningModule):
                 f" {len(sources)} sources"
             )
         return weights
-
-    def _note(self, values: Mapping[str, Tensor], samples: int) -> None:
-        """Adds to the means of the epoch, which costs less than logging each step."""
-        for name, value in values.items():
-            value = value.detach().float() * samples
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._samples += samples
 
     def _log_step(self, objective: Tensor, batch_idx: int) -> None:
         every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
@@ -418,9 +415,8 @@ def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _accuracy(sources: Sequence[Activations]) -> Tensor:
     """The share of all samples whose largest logit is that of their label."""
-    logits = torch.cat([s.logits for s in sources]).detach()
-    labels = torch.cat([s.labels for s in sources if s.labels is not None])
-    return (logits.argmax(1) == labels).sum() / len(labels)
+    right = [(s.logits.detach().argmax(1) == s.labels).sum() for s in sources]  # type: ignore
+    return total(right) / sum(map(len, sources))
 
 
 def _checked_layers(module: nn.Module, layers: Sequence[str]) -> list[str]:

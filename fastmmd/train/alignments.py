@@ -18,7 +18,7 @@ from fastmmd.kernels import Gaussian, Kernel, as_kernel
 from fastmmd.losses import CORALLoss, EnergyDistanceLoss, JointMMDLoss, MMDLoss
 from fastmmd.random_features import RandomFeatureMMDLoss
 from fastmmd.train.distributed import mmd2_share
-from fastmmd.train.gradients import scale_gradient
+from fastmmd.train.gradients import scale_gradients
 
 __all__ = [
     "Activations",
@@ -66,7 +66,7 @@ class Activations:
         """The same values; gradients that pass through them are multiplied by the factor."""
         if factor == 1:
             return self
-        return self.replace([scale_gradient(t, factor) for t in self.tensors()], self.labels)
+        return self.replace(scale_gradients(self.tensors(), factor), self.labels)
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -21,7 +21,7 @@ from fastmmd.checks import CROSS, UNBIASED, check_points
 from fastmmd.functional import fixed_terms
 from fastmmd.kernels import Kernel
 from fastmmd.terms import Terms
-from fastmmd.train.gradients import scale_gradient, with_value
+from fastmmd.train.gradients import scale_gradients, with_value
 
 if TYPE_CHECKING:
     from fastmmd.train.alignments import Activations, Alignment
@@ -137,7 +137,7 @@ def mmd2_share(
     columns[:size_x, 0] = 1
     columns[size_x:, 1] = 1
     everyone = torch.cat([all_x, all_y])
-    own = scale_gradient(torch.cat([x, y]), 2.0)
+    own = scale_gradients([torch.cat([x, y])], 2.0)[0]
     sums = ops.kernel_sum(own, everyone, columns, terms).double()  # with all of x, with all of y
     of_x, of_y = sums.split([len(x), len(y)])
     within_x, within_y = of_x[:, 0].sum(), of_y[:, 1].sum()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["scale_gradient", "with_value"]
+__all__ = ["scale_gradients", "with_value"]
 
 
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """The same tensor; the gradient that passes through it is multiplied by the factor."""
-    if factor == 1 or not (x.requires_grad and torch.is_grad_enabled()):
-        return x
-    scaled: Tensor = _ScaledGradient.apply(x, factor)
-    return scaled
+def scale_gradients(tensors: Sequence[Tensor], factor: float) -> list[Tensor]:
+    """The same tensors; gradients that pass through them are multiplied by the factor."""
+    if factor == 1 or not torch.is_grad_enabled():
+        return list(tensors)
+    return list(_ScaledGradients.apply(factor, *tensors))
 
 
 def with_value(x: Tensor, value: Tensor, factor: float) -> Tensor:
@@ -24,15 +24,17 @@ def with_value(x: Tensor, value: Tensor, factor: float) -> Tensor:
     return out
 
 
-class _ScaledGradient(torch.autograd.Function):
+class _ScaledGradients(torch.autograd.Function):
+    # Of all at once: a call costs more than what it does.
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, factor: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.factor = factor
-        return x.view_as(x)
+        ctx.set_materialize_grads(False)
+        return tuple(t.view_as(t) for t in tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.factor, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *(None if g is None else g * ctx.factor for g in grads)
 
 
 class _WithValue(torch.autograd.Function):
