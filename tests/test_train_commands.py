@@ -329,7 +329,10 @@ def test_predictions_of_several_loaders_follow_each_other(tmp_path: Path) -> Non
 
 
 def test_the_configuration_in_the_docs(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = (repository / "docs" / "cli.md").read_text(encoding="utf-8")
     (tmp_path / "c.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
@@ -345,3 +348,24 @@ def test_the_configuration_in_the_docs(
     predict = ["predict", "--config", "c.yaml", "--ckpt_path", "last", *quiet]
     assert main([*predict, "--output", "p.csv"]) == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 121
+
+    capsys.readouterr()
+    header, *rows = (tmp_path / "home.csv").read_text().splitlines()
+    for content, message in (
+        ([header, *(row[:-1] + "2" for row in rows)], "home"),  # other labels
+        ([header], "home.csv"),
+        (["{}"], "home.csv"),
+    ):
+        (tmp_path / "home.csv").write_text("\n".join(content))
+        assert message in said(capsys, "fit", "--config", "c.yaml", *quiet)
+    (tmp_path / "home.csv").unlink()
+    assert "home.csv" in said(capsys, "fit", "--config", "c.yaml", *quiet)
+
+
+def test_interruption(points: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Ctrl-C does it, in the second epoch."""
+    stopped = "if self.reads == 60:\n            raise KeyboardInterrupt\n        self.reads += 1"
+    (points / "points.py").write_text(POINTS.replace("self.reads += 1", stopped))
+    assert main(["fit", "--config", str(points / "c.yaml")]) == 130
+    assert "interrupted; finished epochs are kept" in capsys.readouterr().err
+    assert load_checkpoint(points / "out" / "checkpoints" / "last.ckpt")["epoch"] == 0
