@@ -28,6 +28,12 @@ SPILLS = {
     ("120", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
     ("120", "tile_kernel<Simt<float32, 64, 8>, false, false>"),
     ("120", "tile_kernel<Simt<float32, 64, 8>, false, true>"),
+    # Where pairs may be very near; not on the way of wide Gaussians.
+    *(
+        (target, f"tile_kernel<Mma<{operand}>, true, true>")
+        for target in ("100", "120")
+        for operand in ("bfloat16", "float16", "tf32")
+    ),
 }
 MAX_BYTES = 30 << 20
 # The table has the most shared memory that these take; they take less, or another road is taken,

@@ -46,27 +46,26 @@ __device__ __forceinline__ bool mark_near(const TileArgs<T>& args, const Tile& a
     return is_below(very_near, u[e], sides.norms[0][i] + sides.norms[1][j], offset) &&
            (at.I != at.J || i != j);
   };
+  constexpr int count = elements < 32 ? elements : 32;
+  uint32_t own[elements / count] = {};  // found once: a second look would keep the norms at hand
   bool any = false;
   if (look) {
 #pragma unroll
-    for (int e = 0; e < elements; ++e) any |= is_near(e);
+    for (int e = 0; e < elements; ++e) own[e / count] |= uint32_t(is_near(e)) << e % count;
+#pragma unroll
+    for (int c = 0; c < elements / count; ++c) any |= own[c] != 0;
     for (int w = ptx::thread_of_branch(); w < tile * words; w += Products::threads) pairs[w] = 0;
     any = __syncthreads_or(any);
   }
   if (threadIdx.x == 0) args.near_tiles[place] = any;
   if (!any) return false;
 #pragma unroll
-  for (int first = 0; first < elements; first += 32) {
-    constexpr int count = elements < 32 ? elements : 32;
-    uint32_t own = 0;
-#pragma unroll
-    for (int e = 0; e < count; ++e) own |= uint32_t(is_near(first + e)) << e;
+  for (int c = 0; c < elements / count; ++c)
 #pragma unroll 1
-    for (; own; own &= own - 1) {
-      const int e = first + __ffs(int(own)) - 1, j = Products::column(e);
+    for (uint32_t left = own[c]; left; left &= left - 1) {
+      const int e = c * count + __ffs(int(left)) - 1, j = Products::column(e);
       atomicOr(pairs + Products::row(e) * words + j / 32, 1u << j % 32);
     }
-  }
   return true;
 }
 
