@@ -1,4 +1,4 @@
-"""Domain alignment with Lightning: a module that trains, and a data module that pairs two domains.
+"""Transfer learning with Lightning: fine-tuning, domain alignment, and data modules for both.
 
 Lightning runs the loop, so devices, precision, strategies, checkpoints and loggers are those of
 ``lightning.Trainer``. Needs the extra ``train``.

@@ -22,6 +22,7 @@ from fastmmd.train.balance import labels_of
 from fastmmd.train.batches import Inputs, inputs_of, joined, labelled, row_count
 from fastmmd.train.distillation import L2SP, Distillation
 from fastmmd.train.freezing import Stages
+from fastmmd.train.means import EpochMeans
 from fastmmd.train.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
@@ -29,7 +30,7 @@ from fastmmd.train.optimizers import (
     make_scheduler,
     total_steps,
 )
-from fastmmd.train.tasks import Task, TaskLoss, measured, task_metrics
+from fastmmd.train.tasks import Task, TaskLoss, measured, measured_briefly, task_metrics
 
 __all__ = ["FineTuner"]
 
@@ -56,8 +57,10 @@ class FineTuner(L.LightningModule):
     domains, ``{"source": (inputs, labels), "target": ...}``, is read as its source. Validation and
     test take one loader of such pairs, and a second one for a target domain.
 
-    Logged: ``train_loss``; ``val_loss``, ``val_accuracy`` and ``val_f1`` (macro), of a second
-    loader ``val_target_loss`` and so on, and the same for ``test``. With several tasks the name of
+    Logged: ``train_loss`` by steps, as often as the trainer logs, and over each epoch
+    ``train_task_loss``, ``train_accuracy``, ``train_l2_sp`` and ``train_distillation_loss``;
+    ``val_loss``, ``val_accuracy`` and ``val_f1`` (macro), of a second loader ``val_target_loss``
+    and so on, and the same for ``test``. With several tasks the name of
     the task stands before that of the metric, ``val_colour_accuracy``; numbers have ``mae`` and
     ``rmse``.
 
@@ -172,14 +175,22 @@ class FineTuner(L.LightningModule):
         if l2_sp is not None:
             l2_sp.start(backbone)
         self.distillation = distillation
-        names = ["train_", *(stage + which for stage in ("val_", "test_") for which in LOADERS)]
         self.metrics = nn.ModuleDict(
             {
-                prefix + self._label(name): task_metrics(task, brief=prefix == "train_")
-                for prefix in names
+                prefix + self._label(name): task_metrics(task)
+                for prefix in (s + which for s in ("val_", "test_") for which in LOADERS)
                 for name, task in self.tasks.items()
             }
         )
+        # What a step reports, and the samples that each of it is the mean of; the names are the
+        # same in all processes, whatever tasks their batches have labels of.
+        self._reported = {("l2_sp", ""): ["train_l2_sp"]}
+        for name, task in self.tasks.items():
+            prefix = f"train_{self._label(name)}"
+            self._reported["soft", name] = [f"{prefix}distillation_loss"]
+            measure = "mae" if task.kind == "regression" else "accuracy"
+            self._reported["hard", name] = [f"{prefix}task_loss", prefix + measure]
+        self.on_train_epoch_start()
         self.set_frozen(self.always_frozen)
         self.train()  # pretrained networks come in eval mode, and Lightning leaves the mode alone
 
@@ -215,31 +226,47 @@ class FineTuner(L.LightningModule):
         if labels is None and mixing < 1.0:
             raise ValueError("train needs batches of (inputs, labels); got inputs alone")
         count = row_count(inputs)
-        logged: dict[str, Any] = {}
         terms: list[Tensor] = []
         for name, task in self.tasks.items():
             if name in soft:
                 terms.append(task.weight * mixing * soft[name])
-                logged[f"train_{self._label(name)}distillation_loss"] = soft[name]
+                self._report("soft", name, [soft[name]], count)
             share = 1.0 - mixing if name in soft else 1.0
             of_task = self._labels(labels, name)
             if of_task is None or share == 0.0:
                 continue
             hard = self.losses[name](outputs[name], of_task)
             terms.append(task.weight * share * hard)
-            if not self._is_single() or soft:
-                logged[f"train_{self._label(name)}task_loss"] = hard
-            logged |= self._measure(f"train_{self._label(name)}", name, outputs[name], of_task)
+            self._report(
+                "hard", name, [hard, measured_briefly(task, outputs[name], of_task)], count
+            )
         if not terms:
             raise ValueError(f"a batch has labels of none of the tasks {', '.join(self.tasks)}")
-        total = torch.stack(terms).sum()
+        objective = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
         if self.l2_sp is not None:
             penalty = self.l2_sp(self.backbone, self.heads.parameters())
-            logged["train_l2_sp"] = penalty
-            total = total + penalty
-        self.log("train_loss", total, prog_bar=True, batch_size=count)
-        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=count)
-        return total
+            self._report("l2_sp", "", [penalty], count)
+            objective = objective + penalty
+        self._log_step(objective, batch_idx)
+        return objective
+
+    def on_train_epoch_start(self) -> None:
+        """Begins the means of the epoch."""
+        self._means = {key: EpochMeans() for key in self._reported}
+
+    def on_train_epoch_end(self) -> None:
+        """Logs them, over the samples of all processes."""
+        zero = torch.zeros((), device=self.device)
+        names, sums, counts = [], [], []
+        for key, reported in self._reported.items():
+            found = self._means[key].sums(self.device)
+            names += reported
+            sums += [found.get(name, zero) for name in reported]
+            counts += [self._means[key].samples] * len(reported)
+        both = torch.stack((torch.stack(sums), zero.new_tensor(counts)))
+        both = self.trainer.strategy.reduce(both, reduce_op="sum")
+        means = zip(names, both[0] / both[1], both[1].tolist(), strict=True)
+        self.log_dict({name: mean for name, mean, count in means if count})
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch; loader 1, if there is one, is that of the target domain."""
@@ -304,6 +331,15 @@ class FineTuner(L.LightningModule):
         """Takes the teacher that is there."""
         own = self.state_dict()
         checkpoint["state_dict"] |= {n: v for n, v in own.items() if n.startswith(TEACHER)}
+
+    def _report(self, what: str, task: str, values: list[Tensor], samples: int) -> None:
+        named = dict(zip(self._reported[what, task], (v.detach() for v in values), strict=True))
+        self._means[what, task].add(named, samples)
+
+    def _log_step(self, objective: Tensor, batch_idx: int) -> None:
+        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        if batch_idx == 0 or (self.global_step + 1) % every == 0:
+            self.log("train_loss", objective, prog_bar=True)
 
     def _is_single(self) -> bool:
         return ONLY in self.tasks
