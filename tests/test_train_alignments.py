@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from tolerance import threads
 from torch import Tensor, nn
@@ -376,6 +377,9 @@ def test_batches_that_do_not_fit_the_network() -> None:
     keys = {"source": ({"a": X}, Y), "target": {"b": X}}
     with pytest.raises(ValueError, match="same keys"):
         _one_step(Aligner(**parts()), keys)
+    for labels in (Y + 5, Y - 1):
+        with pytest.raises(ValueError, match="labels must be classes from 0 to 2, got values from"):
+            _one_step(Aligner(**parts()), {"source": (X, labels), "target": X})
     whole = parts(bottleneck=nn.Unflatten(1, (4, 4)), classifier=nn.Linear(4, CLASSES))
     with pytest.raises(ValueError, match=r"features must be of shape \[n, d\], got \[12, 4, 4\]"):
         _one_step(Aligner(**whole), {"source": (X, Y), "target": X})
@@ -460,3 +464,34 @@ def test_a_batch_that_lacks_a_class_is_no_error(name: str) -> None:
     value.backward()
     assert value == 0
     assert not x.features.grad.any()
+
+
+# Configurations
+
+
+def test_alignments_are_made_from_configurations() -> None:
+    """By name, by class and, as a plain loss, with a kernel; unknown keys are refused."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Aligner, "model")
+    linear = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 3}}
+    common = {
+        **dict.fromkeys(("bottleneck", "classifier"), linear),
+        "backbone": {"class_path": "torch.nn.Flatten"},
+        "num_classes": CLASSES,
+    }
+
+    def made(**options: Any) -> Aligner:
+        model = {"class_path": "fastmmd.train.Aligner", "init_args": {**common, **options}}
+        return parser.instantiate(parser.parse_object({"model": model})).model
+
+    kernel = {"class_path": "fastmmd.Laplacian", "init_args": {"bandwidth": "median"}}
+    loss = {"class_path": "fastmmd.MMDLoss", "init_args": {"kernel": kernel}}
+    assert isinstance(made(alignment="jan", schedule="linear").alignment, JointAlignment)
+    assert made(alignment=loss).alignment.loss.kernel.bandwidth == "median"
+    options = {"loss": loss, "logits": True}
+    layerwise = {"class_path": "fastmmd.train.LayerwiseAlignment", "init_args": options}
+    assert made(alignment=layerwise, layers=["backbone"]).alignment.logits
+    with pytest.raises(ArgumentError, match="alignmnt"):
+        made(alignmnt="jan")
+    with pytest.raises(ValueError, match="alignment must be one of ddc"):
+        made(alignment="mmd")

@@ -24,7 +24,6 @@ from fastmmd.train.batches import (
     read_batch,
     row_count,
 )
-from fastmmd.train.data import DomainPair
 from fastmmd.train.distributed import global_discrepancy, global_mean
 from fastmmd.train.gradients import scale_gradients
 from fastmmd.train.means import EpochMeans
@@ -292,7 +291,7 @@ class Aligner(L.LightningModule):
         """Checks the labels that are known, and forgets the length of an earlier fit."""
         self._total_steps = None
         data = getattr(self.trainer, "datamodule", None) if stage == "fit" else None
-        if isinstance(data, DomainPair):
+        if data is not None and hasattr(data, "source_labels"):
             _check_labels(data.source_labels(), self.num_classes)
 
     def progress(self) -> float:
@@ -354,9 +353,16 @@ class Aligner(L.LightningModule):
 
     def _cross_entropy(self, of: Activations) -> Tensor:
         assert of.labels is not None
-        if not self.global_batch:
-            return F.cross_entropy(of.logits, of.labels)
-        return global_mean(F.cross_entropy(of.logits, of.labels, reduction="none"))
+        try:
+            losses = F.cross_entropy(
+                of.logits, of.labels, reduction="none" if self.global_batch else "mean"
+            )
+        except IndexError as error:  # on a GPU it is an assertion of the device
+            raise ValueError(
+                f"labels must be classes from 0 to {of.logits.shape[1] - 1}, got values from"
+                f" {int(of.labels.min())} to {int(of.labels.max())}"
+            ) from error
+        return global_mean(losses) if self.global_batch else losses
 
     def _weights_of(self, sources: Sequence[Activations]) -> list[float]:
         weights = self.source_weights or [1 / len(sources)] * len(sources)
