@@ -22,11 +22,19 @@ TIMES_FASTER = {  # (row, lane beside fastmmd): what it is, must, aim
     ("highest", "plain"): ('n = m = 8192, d = 256, "highest": faster than plain PyTorch', 6, 12),
     ("wide", "plain"): ("n = m = 4096, d = 2048, TF32: faster than plain PyTorch", 4.5, 7),
     ("eager", "plain"): ("n = m = 64, d = 256, eager: faster than plain PyTorch", 6, 12),
+    ("features", "plain"): (
+        "random features, n = m = 65536, d = 512, D = 8192, TF32: faster than their composition",
+        *(4, 6),
+    ),
     ("keops", "keops"): ("n = m = 8192, d = 256: faster than KeOps", 10, 40),
     ("keops", "geomloss"): ("n = m = 8192, d = 256: faster than geomloss, online", 10, 40),
 }
 SHARES = {  # of the rate of torch.mm in the same rounds
     "bf16_rate": ("n = m = 16384, d = 512, bf16: share of the rate of cuBLAS", 0.45, 0.6),
+    "features": (
+        "random features, n = m = 65536, d = 512, D = 8192, TF32: share of the rate of cuBLAS",
+        *(0.5, 0.6),
+    ),
     "tf32_rate": ("n = m = 16384, d = 256, TF32: share of the rate of cuBLAS", 0.45, 0.6),
 }
 REPLAY = ("n = m = 64, d = 256: replay of a CUDA graph, microseconds", 30, 15)

@@ -25,6 +25,7 @@ from benchmarks import peers
 from benchmarks.cells import Cell
 from benchmarks.gpu_accuracy import accuracy
 from benchmarks.gpu_device import Device, Lane, precision
+from benchmarks.gpu_features import features
 from benchmarks.gpu_journal import LOST, Journal, context_is_lost
 from benchmarks.gpu_work import avoiding, stand_in, taken, work
 from benchmarks.peers import MULTIPLIERS, Objective, errors, run
@@ -335,6 +336,9 @@ class Bench:
         record |= self.road(case, "gradients", ours_of(case), x, y)
         return [record | {"seconds": seconds, "finite": finite}]
 
+    def features(self) -> list[Record]:
+        return features(self.device, self.budget)
+
     def accuracy(self) -> list[Record]:
         return accuracy(self.device)
 
@@ -345,7 +349,7 @@ ROWS: dict[str, Callable[[Bench], list[Record]]] = {
     for row in (
         *(Bench.facts, Bench.rates, Bench.tf32, Bench.highest, Bench.eager, Bench.graph),
         *(Bench.bf16_rate, Bench.tf32_rate, Bench.wide, Bench.accuracy, Bench.memory),
-        *(Bench.huge, Bench.roads, Bench.compiled, Bench.keops),
+        *(Bench.features, Bench.huge, Bench.roads, Bench.compiled, Bench.keops),
     )
 }
 

@@ -50,6 +50,8 @@ def main() -> None:
                 fm.mmd2(x, y, fm.Gaussian("mean")).backward()
                 with torch.no_grad():
                     fm.mmd2(x, y, fm.Gaussian("mean"))
+                for scheme in ("iid", "structured"):
+                    fm.random_feature_mmd2(x, y, 200, fm.Gaussian("mean"), 0, scheme).backward()
         x, y = (t.clone().requires_grad_() for t in z.split([n, m]))
         for kernel, options in calls():
             begin(f"{n}, {m}, {d}: {kernel}, {options}")

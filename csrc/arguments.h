@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "mmd.h"
+#include "random_features.h"
 
 namespace fastmmd {
 
@@ -145,6 +146,37 @@ inline SignFormsArgs sign_forms_args(const Problem& problem, int scheme, uint64_
           pointer<double>(linear),
           pointer<double>(diagonal),
           pointer<double>(totals)};
+}
+
+// Signs, their width and radii; a width of 0 says that the frequencies are given.
+struct Frequencies {
+  uintptr_t data = 0;
+  int64_t count = 0;
+  const Strides& strides;
+  uintptr_t signs = 0;
+  int64_t width = 0;
+  uintptr_t radii = 0;
+};
+
+inline FeatureArgs feature_args(const Sample& x, int64_t d, int dtype, const Frequencies& w,
+                                uintptr_t rates, int num_rates, uintptr_t workspace, int threads) {
+  require(dtype >= 0 && dtype <= 3, "dtype must be 0, 1, 2 or 3");
+  require(x.rows >= 1 && d >= 1 && w.count >= 1, "n, d and the frequencies must be positive");
+  require(num_rates >= 1 && num_rates <= max_rates, "there must be 1 to 128 rates");
+  require(threads >= 1, "threads must be positive");
+  require(w.width == 0 || (w.width >= 32 && (w.width & (w.width - 1)) == 0 && w.width >= d),
+          "width must be a power of two, not less than 32 and d");
+  return {Dtype(dtype),
+          x,
+          d,
+          sample(w.data, w.count, w.strides),
+          {pointer<int8_t>(w.signs), w.width, pointer<double>(w.radii)},
+          pointer<double>(rates),
+          num_rates,
+          pointer<void>(workspace),
+          threads,
+          nullptr,
+          nullptr};
 }
 
 }  // namespace fastmmd

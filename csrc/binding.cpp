@@ -11,7 +11,6 @@
 #include "arguments.h"
 #include "lines.h"
 #include "projected.h"
-#include "random_features.h"
 
 namespace py = pybind11;
 using namespace fastmmd;
@@ -187,37 +186,6 @@ void bind_lines(py::module_& m) {
         "s"_a, "t"_a, "lines"_a, "n"_a, "m"_a, "wide"_a, "s_weights"_a, "t_weights"_a, "q_x"_a,
         "q_y"_a, "value"_a, "within"_a, "v_s"_a, "v_t"_a, "v_s_weights"_a, "v_t_weights"_a,
         "workspace"_a, "threads"_a);
-}
-
-// Signs, their width and radii; a width of 0 says that the frequencies are given.
-struct Frequencies {
-  uintptr_t data = 0;
-  int64_t count = 0;
-  const Strides& strides;
-  uintptr_t signs = 0;
-  int64_t width = 0;
-  uintptr_t radii = 0;
-};
-
-FeatureArgs feature_args(const Sample& x, int64_t d, int dtype, const Frequencies& w,
-                         uintptr_t rates, int num_rates, uintptr_t workspace, int threads) {
-  require(dtype >= 0 && dtype <= 3, "dtype must be 0, 1, 2 or 3");
-  require(x.rows >= 1 && d >= 1 && w.count >= 1, "n, d and the frequencies must be positive");
-  require(num_rates >= 1 && num_rates <= max_rates, "there must be 1 to 128 rates");
-  require(threads >= 1, "threads must be positive");
-  require(w.width == 0 || (w.width >= 32 && (w.width & (w.width - 1)) == 0 && w.width >= d),
-          "width must be a power of two, not less than 32 and d");
-  return {Dtype(dtype),
-          x,
-          d,
-          sample(w.data, w.count, w.strides),
-          {pointer<int8_t>(w.signs), w.width, pointer<double>(w.radii)},
-          pointer<double>(rates),
-          num_rates,
-          pointer<void>(workspace),
-          threads,
-          nullptr,
-          nullptr};
 }
 
 void feature_sums(uintptr_t x, int64_t n, int64_t d, const Strides& x_strides, int dtype,

@@ -18,6 +18,94 @@ namespace fastmmd {
 
 constexpr int max_rates = 128;
 
+// Rates in an order in which as many as possible are twice the one before: chains, of which the
+// cosine and sine of the first angle give those of the others. Doubling an angle doubles its error,
+// so a chain has few links.
+constexpr int longest_chain = 4;
+
+template <class T>
+struct Rates {
+  int count, chains;
+  T largest;  // magnitude
+  T rate[max_rates];
+  int place[max_rates];  // among the rates as they were given
+  int first[max_rates + 1];
+
+  // By one thread. `largest_number`: of T.
+  FASTMMD_INLINE void fill(const double* given, int number, double largest_number) {
+    // Places by size, those of equal rates in their order; counted from -1 downwards once taken.
+    int* const sorted = first + 1;  // a chain is written behind what it is read from
+    for (int k = 0; k < number; ++k) {
+      int at = k;
+      for (; at > 0 && given[k] < given[sorted[at - 1]]; --at) sorted[at] = sorted[at - 1];
+      sorted[at] = k;
+    }
+    count = number;
+    chains = 0;
+    largest = 0;
+    int k = 0;
+    for (int start = 0; start < number; ++start) {
+      if (sorted[start] < 0) continue;
+      first[chains++] = k;
+      int at = start;
+      for (int link = 1;; ++link) {
+        const double one = given[sorted[at]], twice = 2 * one;
+        place[k] = sorted[at];
+        rate[k++] = T(one < -largest_number  ? -largest_number
+                      : one > largest_number ? largest_number
+                                             : one);
+        sorted[at] = ~sorted[at];
+        do ++at;
+        while (at < number && (sorted[at] < 0 || !(distance(given[sorted[at]], twice) <=
+                                                   1e-14 * (twice < 0 ? -twice : twice))));
+        if (at == number || link == longest_chain) break;
+      }
+    }
+    first[chains] = k;
+    for (k = 0; k < number; ++k) {
+      const T size = rate[k] < 0 ? -rate[k] : rate[k];
+      if (!(size <= largest)) largest = size;  // NaN, too
+    }
+  }
+
+ private:
+  static FASTMMD_INLINE double distance(double a, double b) { return a < b ? b - a : a - b; }
+};
+
+// sin(r) and cos(r) for |r| <= pi / 4: the series of Cephes (float32) and fdlibm (float64). M is T
+// or a vector of it.
+template <class T, class M>
+FASTMMD_INLINE void sincos_series(const M& r, M& s, M& c) {
+  const M z = r * r;
+  if constexpr (sizeof(T) == 4) {
+    s = T(8.3321608736e-3) + T(-1.9515295891e-4) * z;
+    s = T(-1.6666654611e-1) + s * z;
+    c = T(-1.388731625493765e-3) + T(2.443315711809948e-5) * z;
+    c = T(4.166664568298827e-2) + c * z;
+  } else {
+    s = T(-2.50507602534068634195e-08) + T(1.58969099521155010221e-10) * z;
+    s = T(2.75573137070700676789e-06) + s * z;
+    s = T(-1.98412698298579493134e-04) + s * z;
+    s = T(8.33333333332248946124e-03) + s * z;
+    s = T(-1.66666666666666324348e-01) + s * z;
+    c = T(2.08757232129817482790e-09) + T(-1.13596475577881948265e-11) * z;
+    c = T(-2.75573143513906633035e-07) + c * z;
+    c = T(2.48015872894767294178e-05) + c * z;
+    c = T(-1.38888888888741095749e-03) + c * z;
+    c = T(4.16666666666666019037e-02) + c * z;
+  }
+  s = r + r * (z * s);
+  c = T(1) + z * (T(-0.5) + z * c);
+}
+
+// The sine and cosine of twice the angle.
+template <class T, class M>
+FASTMMD_INLINE void double_angle(M& sine, M& cosine) {
+  const M twice = sine + sine, half = cosine;
+  cosine = T(1) - twice * sine;
+  sine = twice * half;
+}
+
 // Frequencies that are rows of products of Hadamard matrices H and signs D, turned by radii:
 //
 //     w_j = radius_j (row j mod width of H D_2 H D_1 H D_0)

@@ -73,6 +73,11 @@ class Frequencies(NamedTuple):
     signs: Tensor | None  # [blocks, 3, width], int8, of structured ones
     phases: Tensor  # [F], float64, uniform in [0, 2 pi)
 
+    def to(self, device: torch.device) -> Frequencies:
+        """The same on a device."""
+        signs = None if self.signs is None else self.signs.to(device)
+        return Frequencies(self.w.to(device), signs, self.phases.to(device))
+
 
 class Stream:
     """The numbers of a seed and a stream, one after another.

@@ -135,7 +135,10 @@ def random_feature_mmd2(
             shape or without a positive sum; fewer than one feature, an odd number of them for
             pairs; frequencies or phases of a wrong shape; an unknown scheme or form; a kernel
             without frequencies; a target error that takes more than 2^20 features.
-        NotImplementedError: tensors on a CUDA device; forward-mode differentiation.
+        NotImplementedError: forward-mode differentiation; tensors on a CUDA device, in a build
+            without CUDA kernels.
+        RuntimeError: structured frequencies for points so wide that the shared memory of the GPU
+            does not hold a row.
 
     Example:
         >>> import torch

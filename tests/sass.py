@@ -281,6 +281,10 @@ DYNAMIC = {
     "fused_kernel": "{1}::shared_bytes(2)",
     "small_columns_kernel": "small_rows * slice_stride * sizeof(float)",
     "small_tiles_kernel": "SmallRoom<{1}>::bytes(small_rows, true)",
+    "feature_sums_kernel": "ProjectionTiles<{0}>::shared_bytes",
+    "feature_slopes_kernel": "ProjectionTiles<{0}>::shared_bytes",
+    "structured_sums_kernel": "structured_bytes<{1}>(1024)",
+    "structured_gradients_kernel": "structured_bytes<{1}>(1024)",
     "kernel_sum_kernel": "{1}::work_bytes({2}) + {1}::stage_bytes",
     "sign_forms_kernel": "{1}::work_bytes(8) + {1}::stage_bytes",
 }
@@ -291,6 +295,7 @@ PROBE = """
 #include "cuda/product.cuh"
 #include "cuda/simt.cuh"
 #include "cuda/small_tiles.cuh"
+#include "cuda/structured.cuh"
 #include "cuda/values.cuh"
 #include "cuda/wgmma.cuh"
 using namespace fastmmd;

@@ -3,66 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from cuda_bodies import *  # noqa: F403
 from cuda_bodies import WIDE, cases, check, forced, gradients_of, on, precision
-from emulation.build import CXX, build
-from tolerance import make_case, threads
+from emulation.build import CXX
+from emulation.fixtures import Emulator, emulated_backend, emulated_module  # noqa: F401
+from tolerance import make_case
 
 from fastmmd.checks import ESTIMATORS
 from fastmmd.ops import _cuda, _mmd2, _roads
-from fastmmd.ops._roads import Device
 
 pytestmark = pytest.mark.skipif(not shutil.which(CXX), reason="needs a C++ compiler")
-
-HOPPER = Device((9, 0), "80 90a", 227 << 10, 50 << 20)
-
-
-@pytest.fixture(scope="session")
-def module(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> ModuleType:
-    """The native module, its objects kept from run to run; one worker builds, the others wait."""
-    cache = getattr(pytestconfig, "cache", None)
-    folder = Path(cache.mkdir("emulation") if cache else tmp_path_factory.mktemp("emulation"))
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        path = build(folder)
-    spec = importlib.util.spec_from_file_location("_cuda", path)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-class Emulator:
-    device = torch.device("cpu")
-    most = 2
-
-    def has(self, products: int) -> bool:
-        return True
-
-
-@pytest.fixture(autouse=True)
-def backend(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """CPU tensors are taken for those of a Hopper GPU. Memory that nobody writes to holds NaN."""
-    monkeypatch.setattr(_cuda, "module", lambda: module)
-    monkeypatch.setattr(_cuda, "device_of", lambda index: HOPPER)
-    monkeypatch.setattr(_cuda, "stream_of", lambda x: (0, 0))
-    monkeypatch.setattr(_cuda, "serves", lambda x: True)
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    with threads(2):
-        yield Emulator()
-    torch.use_deterministic_algorithms(before)
 
 
 def test_module_is_the_emulator(module: ModuleType) -> None:

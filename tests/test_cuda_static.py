@@ -36,9 +36,17 @@ SPILLS = {
     ),
 }
 MAX_BYTES = 30 << 20
+# Those whose tiles are of points and frequencies.
+PROJECTIONS = {"feature_sums_kernel", "feature_slopes_kernel"}
 # The table has the most shared memory that these take; they take less, or another road is taken,
 # where a block may not have it.
-ASKS_THE_DEVICE = {"small_tiles_kernel", "fused_kernel", "product_tile_kernel"}
+ASKS_THE_DEVICE = {
+    "small_tiles_kernel",
+    "fused_kernel",
+    "product_tile_kernel",
+    "structured_sums_kernel",
+    "structured_gradients_kernel",
+}
 
 
 @pytest.fixture(scope="session")
@@ -196,6 +204,10 @@ def test_products_use_their_instructions(
     assert kernels
     for opcode in opcodes:
         assert any(k.uses(opcode) for k in kernels), opcode
+    if "DFMA" not in opcodes:
+        for kernel in kernels:
+            if kernel.function in PROJECTIONS:
+                assert all(kernel.uses(opcode) for opcode in opcodes), kernel.name
 
 
 # --- the documentation ---------------------------------------------------------------------------

@@ -16,7 +16,10 @@ import fastmmd  # noqa: F401  the installed one, before its sources are on the p
 
 PHASES = ["build", "tests", "sanitizer", "bench"]
 # The others compile at run time, for tens of seconds.
-QUICK = "facts,rates,tf32,highest,eager,graph,bf16_rate,tf32_rate,wide,accuracy,memory,huge,roads"
+QUICK = (
+    "facts,rates,tf32,highest,eager,graph,bf16_rate,tf32_rate,wide,accuracy,memory,features,huge,"
+    "roads"
+)
 
 
 @pytest.fixture(autouse=True)

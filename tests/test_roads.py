@@ -21,6 +21,8 @@ from fastmmd.ops._roads import (
     WGMMA,
     Device,
     Road,
+    feature_panels,
+    feature_road,
     panel_side,
     panels,
     road,
@@ -353,3 +355,56 @@ def test_panels_of_a_sum_across_are_across() -> None:
     of_cross = panels(700, 300, CROSS, 256)
     assert of_cross == [p for p in panels(700, 300, BIASED, 256) if p[0] < 768 <= p[2]]
     assert len(of_cross) == 6
+
+
+# --- random features -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "setting", "device", "products", "operand"),
+    [
+        (torch.float32, "highest", HOPPER, MMA, TF32X3),
+        (torch.float32, "high", HOPPER, WGMMA, TF32),
+        (torch.float32, "medium", HOPPER, WGMMA, BFLOAT16),
+        (torch.float32, "high", AMPERE, MMA, TF32),
+        (torch.bfloat16, "highest", ADA, MMA, BFLOAT16),
+        # which holds the frequencies of heavy tails, too
+        (torch.float16, "highest", HOPPER, WGMMA, TF32),
+        (torch.float64, "medium", HOPPER, SIMT, FLOAT64),
+        (torch.float32, "high", TURING, SIMT, FLOAT32),
+        (torch.float16, "high", TURING, SIMT, FLOAT32),
+    ],
+)
+def test_features(
+    dtype: torch.dtype, setting: str, device: Device, products: int, operand: int
+) -> None:
+    side = panel_side(operand, device.l2_bytes)
+    found = feature_road(dtype, setting, device)
+    assert found == Road("panels", products, operand, side)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_transforms_are_for_threads(dtype: torch.dtype, device: Device) -> None:
+    operand = FLOAT64 if dtype == torch.float64 else FLOAT32
+    assert feature_road(dtype, "high", device, 1024) == Road("transforms", SIMT, operand, 0)
+
+
+def test_transforms_need_room_for_a_row() -> None:
+    feature_road(torch.float32, "high", TURING, 8192)
+    with pytest.raises(RuntimeError, match=r"take 70 KiB of shared memory.*64 KiB"):
+        feature_road(torch.float32, "high", TURING, 16384)
+    feature_road(torch.float32, "high", HOPPER, 32768)
+    with pytest.raises(RuntimeError, match="structured frequencies"):
+        feature_road(torch.float64, "high", HOPPER, 32768)
+
+
+@pytest.mark.parametrize(("n", "count", "side"), [(1, 1, 128), (300, 5000, 512), (5000, 100, 512)])
+def test_panels_of_features_are_all_projections_once(n: int, count: int, side: int) -> None:
+    start = -(-n // 128)
+    met = torch.zeros(-(-count // 128), start, dtype=torch.int64)
+    for row, rows, column, columns in feature_panels(n, count, side):
+        assert not any(v % 128 for v in (row, rows, column, columns))
+        assert 0 < rows * columns <= max(side * side, 128 * 128)
+        met[row // 128 - start :, column // 128 :][: rows // 128, : columns // 128] += 1
+    assert bool((met == 1).all())

@@ -5,52 +5,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numeric>
 
 #include "cpu/points.h"
 #include "random_features.h"
 
 namespace fastmmd::cpu {
-
-// Rates in an order in which as many as possible are twice the one before. Doubling an angle
-// doubles its error, so a chain has few links.
-template <class T>
-Rates<T> chained(const double* rates, int count) {
-  constexpr int longest = 4;
-  constexpr double largest = std::numeric_limits<T>::max();
-  Rates<T> r;
-  r.count = count;
-  r.chains = 0;
-  r.largest = 0;
-  int sorted[max_rates];
-  bool taken[max_rates] = {};
-  std::iota(sorted, sorted + count, 0);
-  std::stable_sort(sorted, sorted + count, [&](int a, int b) { return rates[a] < rates[b]; });
-  int k = 0;
-  for (int first = 0; first < count; ++first) {
-    if (taken[first]) continue;
-    r.first[r.chains++] = k;
-    int at = first;
-    for (int link = 1;; ++link) {
-      taken[at] = true;
-      r.place[k] = sorted[at];
-      r.rate[k++] = T(std::clamp(rates[sorted[at]], -largest, largest));
-      const double twice = 2 * rates[sorted[at]];
-      int next = at + 1;
-      while (next < count &&
-             (taken[next] || !(std::abs(rates[sorted[next]] - twice) <= 1e-14 * std::abs(twice))))
-        ++next;
-      if (next == count || link == longest) break;
-      at = next;
-    }
-  }
-  r.first[r.chains] = k;
-  for (k = 0; k < count; ++k) {
-    const T size = std::abs(r.rate[k]);
-    if (!(size <= r.largest)) r.largest = size;  // NaN, too
-  }
-  return r;
-}
 
 // Rows in blocks of one size.
 struct Rows {
@@ -89,7 +48,7 @@ class Projections {
     threads = std::max(1, int(std::min<double>(args.threads, work / 2e6 + 1)));
 
     const int64_t width = panels.vectors * tiles.lanes, d = args.d;
-    rates = chained<T>(args.rates, args.rates ? args.num_rates : 0);
+    rates.fill(args.rates, args.rates ? args.num_rates : 0, double(std::numeric_limits<T>::max()));
     rounded_ = arena.take<double>(d);
     zeros_ = arena.take<double>(d);
     weights = arena.take<T>(points.padded());

@@ -44,9 +44,7 @@ struct Rotations : Statistics<T> {
       for (;;) {
         use(k, cosine, sine);
         if (++k == end) break;
-        const W twice = sine + sine, half = cosine;
-        cosine = T(1) - twice * sine;
-        sine = twice * half;
+        double_angle<T>(sine, cosine);
       }
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/simd.h"
+#include "random_features.h"
 
 namespace fastmmd::cpu::FASTMMD_ISA {
 namespace {
@@ -24,7 +25,7 @@ struct Angles {
 // x = n pi / 2 + r with |r| <= pi / 4, by parts of pi / 2 of which n times the first are exact
 // (with fused multiply-adds, the differences are). Both series are evaluated, and the last two bits
 // of n say which is which and of what sign. n is made by adding a number so large that the sum is
-// rounded to an integer. The series are those of Cephes (float32) and fdlibm (float64).
+// rounded to an integer.
 template <class T, int count>
 FASTMMD_INLINE void sincos(const Many<T, count>& x, Many<T, count>& sine, Many<T, count>& cosine) {
   using M = Many<T, count>;
@@ -48,27 +49,8 @@ FASTMMD_INLINE void sincos(const Many<T, count>& x, Many<T, count>& sine, Many<T
     r -= T(4.837512969970703125e-4) * n;
     r -= T(7.54978995489188216e-8) * n;
   }
-  const M z = r * r;
   M s, c;
-  if constexpr (single) {
-    s = T(8.3321608736e-3) + T(-1.9515295891e-4) * z;
-    s = T(-1.6666654611e-1) + s * z;
-    c = T(-1.388731625493765e-3) + T(2.443315711809948e-5) * z;
-    c = T(4.166664568298827e-2) + c * z;
-  } else {
-    s = T(-2.50507602534068634195e-08) + T(1.58969099521155010221e-10) * z;
-    s = T(2.75573137070700676789e-06) + s * z;
-    s = T(-1.98412698298579493134e-04) + s * z;
-    s = T(8.33333333332248946124e-03) + s * z;
-    s = T(-1.66666666666666324348e-01) + s * z;
-    c = T(2.08757232129817482790e-09) + T(-1.13596475577881948265e-11) * z;
-    c = T(-2.75573143513906633035e-07) + c * z;
-    c = T(2.48015872894767294178e-05) + c * z;
-    c = T(-1.38888888888741095749e-03) + c * z;
-    c = T(4.16666666666666019037e-02) + c * z;
-  }
-  s = r + r * (z * s);
-  c = T(1) + z * (T(-0.5) + z * c);
+  sincos_series<T>(r, s, c);
   constexpr int sign = 8 * int(sizeof(T)) - 2;
 #pragma GCC unroll 8
   for (int u = 0; u < count; ++u) {

@@ -93,16 +93,6 @@ struct Scratch {
   T* terms;   // [2, max_terms, lanes]
 };
 
-// Rates of angles, such that chains of them double: chain c is rate[first[c]] and its doubles.
-template <class T>
-struct Rates {
-  int count, chains;
-  T largest;  // magnitude
-  T rate[max_rates];
-  int place[max_rates];  // among the rates as they were given
-  int first[max_rates + 1];
-};
-
 // The functions of one instruction set.
 template <class T>
 struct TileKernels {

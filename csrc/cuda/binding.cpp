@@ -8,6 +8,7 @@
 
 #include "arguments.h"
 #include "cuda/device.h"
+#include "cuda/features.h"
 #include "cuda/mmd.h"
 #include "cuda/small.h"
 
@@ -173,6 +174,84 @@ void run_sign_forms(const SignForms& pass, uintptr_t workspace) {
   cuda::sign_forms(args, pass.launch);
 }
 
+cuda::FeatureLaunch feature_launch(const FeatureArgs& args, int products, int operand, uintptr_t z,
+                                   uintptr_t stream, int device) {
+  require(products >= 0 && products <= 2, "products must be 0, 1 or 2");
+  require(operand >= 0 && operand < cuda::num_operands && operand != int(cuda::Operand::float16),
+          "operand must be 0, 1, 3, 4 or 5");
+  require((cuda::Operand(operand) == cuda::Operand::float64) == (args.dtype == Dtype::float64),
+          "float64 is the operand of float64 alone");
+  require(z % 16 == 0, "z must be aligned to 16 bytes");
+  require(device >= 0, "device must not be negative");
+  return {cuda::Products(products), cuda::Operand(operand), pointer<void>(z), pointer<void>(stream),
+          device};
+}
+
+struct FeatureSums {
+  FeatureSums(uintptr_t x, int64_t n, int64_t d, const Strides& x_strides, int dtype,
+              uintptr_t weights, uintptr_t frequencies, int64_t count,
+              const Strides& frequency_strides, uintptr_t signs, int64_t width, uintptr_t radii,
+              uintptr_t rates, int num_rates, bool moments, uintptr_t center, uintptr_t shifts,
+              uintptr_t sums, int products, int operand, uintptr_t z, uintptr_t stream, int device)
+      : args{feature_args(sample(x, n, x_strides, weights), d, dtype,
+                          {frequencies, count, frequency_strides, signs, width, radii}, rates,
+                          num_rates, 0, 1),
+             pointer<double>(center), pointer<double>(shifts), pointer<double>(sums), moments},
+        launch(feature_launch(args, products, operand, z, stream, device)) {}
+
+  size_t workspace() const { return cuda::workspace(args, launch); }
+  void run(uintptr_t workspace) {
+    args.workspace = pointer<void>(workspace);
+    cuda::feature_sums(args, launch);
+  }
+
+  FeatureSumsArgs args;
+  const cuda::FeatureLaunch launch;
+};
+
+struct FeatureGradients {
+  FeatureGradients(uintptr_t x, int64_t n, int64_t d, const Strides& x_strides, int dtype,
+                   uintptr_t weights, uintptr_t frequencies, int64_t count,
+                   const Strides& frequency_strides, uintptr_t signs, int64_t width,
+                   uintptr_t radii, uintptr_t rates, int num_rates, uintptr_t center, uintptr_t p,
+                   uintptr_t q, uintptr_t v_x, uintptr_t v_weights, int products, int operand,
+                   uintptr_t z, uintptr_t stream, int device)
+      : args{feature_args(sample(x, n, x_strides, weights), d, dtype,
+                          {frequencies, count, frequency_strides, signs, width, radii}, rates,
+                          num_rates, 0, 1),
+             pointer<double>(center),
+             pointer<double>(p),
+             pointer<double>(q),
+             pointer<void>(v_x),
+             nullptr,
+             pointer<double>(v_weights)},
+        launch(feature_launch(args, products, operand, z, stream, device)) {}
+
+  cuda::FeatureGradients pass() const { return {args, launch}; }
+
+  size_t workspace(int64_t rows, int64_t columns) const { return pass().workspace(rows, columns); }
+  void set_workspace(uintptr_t workspace) { args.workspace = pointer<void>(workspace); }
+  void begin() const { pass().begin(); }
+  void panel(int64_t row, int64_t rows, int64_t column, int64_t columns, uintptr_t w) const {
+    const cuda::Rows packed{args.x.rows, args.frequencies.rows};
+    auto whole = [](int64_t first, int64_t count, int64_t begin, int64_t end) {
+      return first >= begin && count > 0 && first % cuda::block_rows == 0 &&
+             count % cuda::block_rows == 0 && first + count <= end;
+    };
+    require(whole(row, rows, packed.first(1), packed.padded()) &&
+                whole(column, columns, 0, packed.first(1)),
+            "a panel must be whole blocks of frequencies and of points");
+    pass().panel(row, rows, column, columns, pointer<void>(w));
+  }
+  void all() const {
+    require(args.transforms.width > 0, "given frequencies come in panels");
+    pass().all();
+  }
+
+  FeatureGradientsArgs args;
+  const cuda::FeatureLaunch launch;
+};
+
 template <auto method>
 auto of_pass(const Mmd2& mmd2) {
   return (mmd2.pass().*method)();
@@ -239,6 +318,35 @@ void bind_sums(py::module_& m) {
       .def("run", &run_sign_forms, "workspace"_a, WithoutGil());
 }
 
+void bind_features(py::module_& m) {
+  py::class_<FeatureSums>(m, "FeatureSums")
+      .def(py::init<uintptr_t, int64_t, int64_t, const Strides&, int, uintptr_t, uintptr_t, int64_t,
+                    const Strides&, uintptr_t, int64_t, uintptr_t, uintptr_t, int, bool, uintptr_t,
+                    uintptr_t, uintptr_t, int, int, uintptr_t, uintptr_t, int>(),
+           "x"_a, "n"_a, "d"_a, "x_strides"_a, "dtype"_a, "weights"_a, "frequencies"_a, "count"_a,
+           "frequency_strides"_a, "signs"_a, "width"_a, "radii"_a, "rates"_a, "num_rates"_a,
+           "moments"_a, "center"_a, "shifts"_a, "sums"_a, "products"_a, "operand"_a, "z"_a,
+           "stream"_a, "device"_a)
+      .def("workspace", &FeatureSums::workspace)
+      .def("run", &FeatureSums::run, "workspace"_a, WithoutGil());
+  py::class_<FeatureGradients>(m, "FeatureGradients",
+                               "The passes of one gradient; see csrc/cuda/features.h.")
+      .def(py::init<uintptr_t, int64_t, int64_t, const Strides&, int, uintptr_t, uintptr_t, int64_t,
+                    const Strides&, uintptr_t, int64_t, uintptr_t, uintptr_t, int, uintptr_t,
+                    uintptr_t, uintptr_t, uintptr_t, uintptr_t, int, int, uintptr_t, uintptr_t,
+                    int>(),
+           "x"_a, "n"_a, "d"_a, "x_strides"_a, "dtype"_a, "weights"_a, "frequencies"_a, "count"_a,
+           "frequency_strides"_a, "signs"_a, "width"_a, "radii"_a, "rates"_a, "num_rates"_a,
+           "center"_a, "p"_a, "q"_a, "v_x"_a, "v_weights"_a, "products"_a, "operand"_a, "z"_a,
+           "stream"_a, "device"_a)
+      .def("workspace", &FeatureGradients::workspace, "rows"_a = 0, "columns"_a = 0)
+      .def("set_workspace", &FeatureGradients::set_workspace, "address"_a)
+      .def("begin", &FeatureGradients::begin, WithoutGil())
+      .def("panel", &FeatureGradients::panel, "row"_a, "rows"_a, "column"_a, "columns"_a, "w"_a,
+           WithoutGil())
+      .def("all", &FeatureGradients::all, WithoutGil());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -259,4 +367,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("DEPTH_UNIT") = cuda::depth_unit;
   bind_mmd2(m);
   bind_sums(m);
+  bind_features(m);
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastmmd.checks import is_direct
+from fastmmd.ops import _cuda, _features_cuda
 from fastmmd.ops._core import (
     CPU,
     DTYPES,
@@ -56,7 +57,8 @@ def feature_mean(
         Of the cosines, [K, F]; without phases, of cosines and sines, [K, 2 F]. float64.
 
     Raises:
-        NotImplementedError: for forward-mode differentiation, and for CUDA tensors.
+        NotImplementedError: for forward-mode differentiation, and for CUDA tensors in a build
+            without CUDA kernels.
     """
     if signs is None:
         frequencies = frequencies.to(result_dtype(x))
@@ -97,7 +99,7 @@ torch.library.define(
 def _arguments(
     x: Tensor, masses: Tensor | None, frequencies: Tensor, signs: Tensor | None, rates: Tensor
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What every native pass is given, by name, and what its workspace depends on."""
+    """What every native pass is given, by name, and what its workspace depends on; no threads."""
     sizes = {
         "n": x.shape[0],
         "d": x.shape[1],
@@ -105,7 +107,6 @@ def _arguments(
         "count": frequencies.shape[-1],
         "width": 0 if signs is None else signs.shape[2],
         "num_rates": len(rates),
-        "threads": torch.get_num_threads(),
     }
     given = signs is None
     addresses = {
@@ -144,11 +145,14 @@ def _sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     masses, frequencies, signs, rates = _prepared(masses, frequencies, signs, rates)
     arguments, sizes = _arguments(x, masses, frequencies, signs, rates)
-    count = frequencies.shape[-1]
+    if _cuda.serves(x):
+        inputs = (x, masses, frequencies, signs, rates)
+        return _features_cuda.sums(*inputs, arguments, moments)
+    count, threads = frequencies.shape[-1], torch.get_num_threads()
     options: Any = {"dtype": torch.float64, "device": CPU}
     center, shifts = torch.empty(x.shape[1], **options), torch.empty(count, **options)
     sums = torch.empty((4 if moments else 2, len(rates), count), **options)
-    scratch, _ = buffer(native.feature_sums_workspace(**sizes, moments=moments))
+    scratch, _ = buffer(native.feature_sums_workspace(**sizes, moments=moments, threads=threads))
     native.feature_sums(
         **arguments,
         moments=moments,
@@ -156,6 +160,7 @@ def _sums(
         shifts=shifts.data_ptr(),
         sums=sums.data_ptr(),
         workspace=scratch.data_ptr(),
+        threads=threads,
     )
     return sums, center, shifts
 
@@ -177,21 +182,12 @@ def _forward(
     rates: Tensor,
     moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not x.is_cpu:
-        _no_cuda(x)
     sums, center, shifts = _sums(x, masses, frequencies, signs, rates, moments)
     cosines, sines = _angles(rates, shifts, phases)
     mean = sums[0] * cosines - sums[1] * sines
     if phases is None:
         mean = torch.cat([mean, sums[0] * sines + sums[1] * cosines], 1)
     return mean, sums, center, shifts
-
-
-def _no_cuda(x: Tensor) -> NoReturn:
-    raise NotImplementedError(
-        f"fastmmd.random_feature_mmd2 has no CUDA kernels in this build, and x is on {x.device}:"
-        " move x and y to the CPU, or use fastmmd.reference_features, which runs on any device"
-    )
 
 
 def _forward_fake(
@@ -226,8 +222,6 @@ def _backward(
     shifts: Tensor,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    if not x.is_cpu:
-        _no_cuda(x)
     for_x, for_masses, for_frequencies, for_phases, for_rates = needs
     (n, d), count, result = x.shape, frequencies.shape[-1], result_dtype(x)
     cosines, sines = _angles(rates, shifts, phases)
@@ -236,7 +230,8 @@ def _backward(
         p, q = h * cosines - g * sines, g * cosines + h * sines
     else:
         p, q = -grad * sines, grad * cosines
-    outputs = [torch.empty(0, dtype=torch.float64, device=CPU) for _ in _NAMES]
+    device = x.device
+    outputs = [torch.empty(0, dtype=torch.float64, device=device) for _ in _NAMES]
     pull = p * sums[0] - q * sums[1]  # on the angles of the center
     if for_phases:
         outputs[3] = pull.sum(0)
@@ -247,26 +242,34 @@ def _backward(
     if for_x or for_masses or for_frequencies:
         masses, frequencies, signs, rates = _prepared(masses, frequencies, signs, rates)
         arguments, sizes = _arguments(x, masses, frequencies, signs, rates)
-        points = for_x or for_masses
-        v_x = torch.empty((n, d), dtype=result, device=CPU) if points else None
-        v_masses = torch.empty(n, dtype=torch.float64, device=CPU) if for_masses else None
-        v_w = torch.empty((count, d), dtype=result, device=CPU) if for_frequencies else None
-        scratch, _ = buffer(
-            native.feature_gradients_workspace(
-                **sizes, for_x=points, for_frequencies=for_frequencies
-            )
-        )
+        # Those of the weights come with those of the points, but for panels.
+        points = for_x or (for_masses and not (_cuda.serves(x) and signs is None))
+        v_x = torch.empty((n, d), dtype=result, device=device) if points else None
+        v_masses = torch.empty(n, dtype=torch.float64, device=device) if for_masses else None
+        v_w = torch.empty((count, d), dtype=result, device=device) if for_frequencies else None
         p, q = p.contiguous(), q.contiguous()
-        native.feature_gradients(
-            **arguments,
-            center=center.data_ptr(),
-            p=p.data_ptr(),
-            q=q.data_ptr(),
-            v_x=address(v_x),
-            v_frequencies=address(v_w),
-            v_weights=address(v_masses),
-            workspace=scratch.data_ptr(),
-        )
+        if _cuda.serves(x):
+            _features_cuda.gradients(
+                x, masses, frequencies, signs, rates, arguments, center, p, q, v_x, v_masses, v_w
+            )
+        else:
+            threads = torch.get_num_threads()
+            scratch, _ = buffer(
+                native.feature_gradients_workspace(
+                    **sizes, for_x=points, for_frequencies=for_frequencies, threads=threads
+                )
+            )
+            native.feature_gradients(
+                **arguments,
+                center=center.data_ptr(),
+                p=p.data_ptr(),
+                q=q.data_ptr(),
+                v_x=address(v_x),
+                v_frequencies=address(v_w),
+                v_weights=address(v_masses),
+                workspace=scratch.data_ptr(),
+                threads=threads,
+            )
         if v_x is not None and for_x:
             outputs[0] = v_x
         if v_masses is not None:

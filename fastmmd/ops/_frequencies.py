@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmmd.checks import is_direct
 from fastmmd.frequencies import STRUCTURED, Frequencies, block_of, draw
-from fastmmd.ops._core import CPU, result_dtype
+from fastmmd.ops._core import result_dtype
 
 
 def frequencies(
@@ -18,9 +18,7 @@ def frequencies(
 ) -> Frequencies:
     """:func:`fastmmd.frequencies.draw` for points like these, which a compiler can trace."""
     if is_direct(like):
-        made = _drawn(result_dtype(like), family, shape, scheme, d, count, seed)
-        signs = None if made.signs is None else made.signs.to(like.device)
-        return Frequencies(made.w.to(like.device), signs, made.phases.to(like.device))
+        return _drawn(result_dtype(like), like.device, family, shape, scheme, d, count, seed)
     # No part of a batch, whatever `like` is of: what is drawn is the same for all of it.
     plain = torch.empty(0, dtype=result_dtype(like), device=like.device)
     w, signs, phases = torch.ops.fastmmd.frequencies(plain, family, shape, scheme, d, count, seed)
@@ -33,14 +31,25 @@ _lock = threading.Lock()
 
 
 def _drawn(
-    dtype: torch.dtype, family: int, shape: float, scheme: int, d: int, count: int, seed: int
+    dtype: torch.dtype,
+    device: torch.device,
+    family: int,
+    shape: float,
+    scheme: int,
+    d: int,
+    count: int,
+    seed: int,
 ) -> Frequencies:
-    """Those of the last call, if they are not too many: a training loop asks for the same."""
-    key = (dtype, family, shape, scheme, d, count, seed)
+    """Those of the last calls, if they are not too many: a training loop asks for the same.
+
+    On a GPU it would wait for a copy otherwise.
+    """
+    key = (dtype, device, family, shape, scheme, d, count, seed)
     with _lock:
         found = _kept.get(key)
     if found is None:
-        found = _draw_in(dtype, family, shape, scheme, d, count, seed)
+        with torch.inference_mode(False):  # they may be wanted for a gradient next
+            found = _draw_in(dtype, family, shape, scheme, d, count, seed).to(device)
         if found.w.numel() <= _KEPT_NUMBERS:
             with _lock:
                 while len(_kept) > 1:
@@ -66,9 +75,11 @@ torch.library.define(
 def _frequencies(
     like: Tensor, family: int, shape: float, scheme: int, d: int, count: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    w, signs, phases = _draw_in(like.dtype, family, shape, scheme, d, count, seed)
-    signs = torch.empty(0, dtype=torch.int8, device=CPU) if signs is None else signs
-    return w.to(like.device), signs.to(like.device), phases.to(like.device)
+    # What an operator returns must be its own.
+    w, signs, phases = _drawn(like.dtype, like.device, family, shape, scheme, d, count, seed)
+    if signs is None:
+        signs = torch.empty(0, dtype=torch.int8, device=like.device)
+    return w.clone(), signs.clone(), phases.clone()
 
 
 def _frequencies_fake(

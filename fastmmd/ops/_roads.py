@@ -16,6 +16,9 @@ The products: multiply-adds of each thread (``SIMT``), which take everything; te
 take kernels of one factor of float32 and half points. Their operands follow the precision that
 PyTorch is told to multiply float32 matrices with; half points are multiplied as they are, where
 their range allows it.
+
+Random features have modes of their own: ``"panels"`` of slopes, for frequencies that are given, and
+``"transforms"``, for structured ones, which single threads make.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ FLOAT32, FLOAT64, FLOAT16, BFLOAT16, TF32, TF32X3 = range(6)
 SIMT, MMA, WGMMA = range(3)
 
 SMALL, FUSED, PANELS, VALUES, PAIRS = "small", "fused", "panels", "values", "pairs"
+TRANSFORMS = "transforms"
 ALL_MODES = (SMALL, FUSED, PANELS, VALUES, PAIRS)
 
 HIGHEST, HIGH, MEDIUM = "highest", "high", "medium"
@@ -66,6 +70,7 @@ _STAGED_BYTES = 160 << 10  # of shared memory, that tiles of tensor cores take w
 _PRODUCT_BYTES = {FLOAT32: 26 << 10, FLOAT64: 42 << 10}
 _FACTOR_BYTES = {FLOAT32: 12 << 10, FLOAT64: 6 << 10}
 _MASKED = (LINEAR, BLOCK, INCOMPLETE)
+_TRANSFORM_BYTES = 4 << 10  # of shared memory, beside one row
 
 
 class Device(NamedTuple):
@@ -254,18 +259,68 @@ def panels(n: int, m: int, estimator: int, side: int) -> list[tuple[int, int, in
     Each lies within one sample, or across the two, and stands for its mirror; those on the diagonal
     are squares. The parts of a sample are of about one size.
     """
-
-    def parts(first: int, count: int) -> list[tuple[int, int]]:
-        blocks = round_up(count, BLOCK_ROWS) // BLOCK_ROWS
-        pieces = -(-blocks // (side // BLOCK_ROWS))
-        edges = [first + blocks * i // pieces * BLOCK_ROWS for i in range(pieces + 1)]
-        return [(a, b - a) for a, b in itertools.pairwise(edges)]
-
-    of_x, of_y = parts(0, n), parts(round_up(n, BLOCK_ROWS), m)
+    of_x, of_y = _parts(0, n, side), _parts(round_up(n, BLOCK_ROWS), m, side)
     within = () if estimator == CROSS else ((of_x, of_x), (of_y, of_y))
     return [
         (*rows, *columns)
         for of, others in (*within, (of_x, of_y))
         for i, rows in enumerate(of)
         for columns in (others[i:] if of is others else others)
+    ]
+
+
+def feature_road(dtype: torch.dtype, setting: str, device: Device, width: int = 0) -> Road:
+    """The road of random features.
+
+    Args:
+        dtype: of the points.
+        setting: what :func:`precision` says.
+        device: the GPU.
+        width: of the Hadamard matrices of structured frequencies; 0 for others.
+
+    Raises:
+        RuntimeError: as :func:`target`; or a row of that width does not fit the shared memory of
+            the GPU.
+    """
+    code = target(device)
+    plain = FLOAT64 if dtype == torch.float64 else FLOAT32
+    if width:
+        room = (width + width // 32) * _BYTES[plain] + _TRANSFORM_BYTES
+        if room > device.shared_bytes:
+            raise RuntimeError(
+                f"structured frequencies for points of this width take {room >> 10} KiB of shared"
+                f" memory, and the GPU has {device.shared_bytes >> 10} KiB: take"
+                " frequencies='orthogonal' or 'iid', or move x and y to the CPU"
+            )
+        return Road(TRANSFORMS, SIMT, plain, 0)
+    products, operand = SIMT, plain
+    if int(code.rstrip("af")) >= 80 and dtype != torch.float64:
+        # Frequencies may leave the range of float16; TF32 has its digits.
+        operand = TF32 if dtype == torch.float16 else operand_of(dtype, setting, (), False)
+        products = WGMMA if code == "90a" and operand != TF32X3 else MMA
+    return Road(PANELS, products, operand, panel_side(operand, device.l2_bytes))
+
+
+def _parts(first: int, count: int, side: int) -> list[tuple[int, int]]:
+    """Packed rows from ``first`` on, cut into about equal parts of whole blocks."""
+    blocks = round_up(count, BLOCK_ROWS) // BLOCK_ROWS
+    pieces = -(-blocks // (side // BLOCK_ROWS))
+    edges = [first + blocks * i // pieces * BLOCK_ROWS for i in range(pieces + 1)]
+    return [(a, b - a) for a, b in itertools.pairwise(edges)]
+
+
+def feature_panels(n: int, count: int, side: int) -> list[tuple[int, int, int, int]]:
+    """The rectangles ``(row, rows, column, columns)`` of packed frequencies and points.
+
+    One sample of few rows leaves room for more of the other.
+    """
+    points, frequencies = (round_up(k, BLOCK_ROWS) for k in (n, count))
+
+    def beside(others: int) -> int:
+        return max(side * side // min(others, side) // BLOCK_ROWS * BLOCK_ROWS, side)
+
+    return [
+        (*rows, *columns)
+        for rows in _parts(points, count, beside(points))
+        for columns in _parts(0, n, beside(frequencies))
     ]

@@ -219,8 +219,8 @@ class MeanEmbedding:
         Raises:
             TypeError: an argument that is no tensor and no array, or of another dtype.
             ValueError: a wrong rank, width, length or device, or a weight that is negative or not
-                finite.
-            NotImplementedError: tensors on a CUDA device.
+                finite; on a GPU such a weight makes the sketch NaN.
+            NotImplementedError: tensors on a CUDA device, in a build without CUDA kernels.
         """
         x = checked_batch(batch, self.dim)
         w = None if weights is None else checked_weights(weights, x)

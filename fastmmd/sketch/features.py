@@ -43,10 +43,8 @@ class Features:
         features = 2 * self._count if self._pairs else self._count
         sums = torch.empty((terms, features), dtype=torch.float64, device=x.device)
         for group, drawn in zip(self._groups, self._drawn, strict=True):
-            w, signs, phases = (None if t is None else t.to(x.device) for t in drawn.frequencies)
-            assert w is not None
-            if self._pairs:
-                phases = None
+            w, signs, drawn_phases = drawn.on(x.device)
+            phases = None if self._pairs else drawn_phases
             means = ops.feature_mean(x, weights, w, signs, phases, group.rates.to(x.device))
             sums[list(group.positions)] = means if weights is not None else means * len(x)
         return sums
@@ -76,7 +74,14 @@ class _Drawn:
     """Frequencies that sketches share as long as one of them needs them."""
 
     def __init__(self, frequencies: Frequencies) -> None:
-        self.frequencies = frequencies
+        self._kept = {torch.device("cpu"): frequencies}
+
+    def on(self, device: torch.device) -> Frequencies:
+        """On a device; those of the last one are kept there."""
+        if device not in self._kept:
+            of_cpu = self._kept[torch.device("cpu")]
+            self._kept = {torch.device("cpu"): of_cpu, device: of_cpu.to(device)}
+        return self._kept[device]
 
 
 _DRAWN: WeakValueDictionary[tuple[Any, ...], _Drawn] = WeakValueDictionary()

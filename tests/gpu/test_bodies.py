@@ -3,26 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from cuda_bodies import *  # noqa: F403
 
-from fastmmd.ops import _cuda, _roads
-
 pytestmark = pytest.mark.gpu
-
-
-class Gpu:
-    most = 4
-
-    def __init__(self) -> None:
-        self.device = torch.device("cuda", torch.cuda.current_device())
-
-    def has(self, products: int) -> bool:
-        code = _roads.target(_cuda.device_of(self.device.index))
-        least = {_roads.SIMT: 75, _roads.MMA: 80, _roads.WGMMA: 90}[products]
-        return code == "90a" if products == _roads.WGMMA else int(code.rstrip("af")) >= least
-
-
-@pytest.fixture
-def backend() -> Gpu:
-    return Gpu()

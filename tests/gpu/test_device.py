@@ -25,11 +25,6 @@ pytestmark = pytest.mark.gpu
 SETTINGS = ("highest", "high", "medium")
 
 
-@pytest.fixture
-def device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device())
-
-
 def tensor_cores(device: torch.device) -> bool:
     return int(_roads.target(_cuda.device_of(device.index)).rstrip("af")) >= 80
 

@@ -14,6 +14,8 @@ inline float exp2_approx(float x) {
 }
 inline float sqrt_approx(float x) { return std::sqrt(x); }
 inline float rsqrt_approx(float x) { return 1 / std::sqrt(x); }
+inline float sin_approx(float x) { return std::sin(x); }
+inline float cos_approx(float x) { return std::cos(x); }
 inline float max_nan(float a, float b) { return a != a ? a : b != b ? b : a < b ? b : a; }
 
 inline uint16_t bf16_bits(float x) {

@@ -1,0 +1,66 @@
+"""What runs CUDA passes on the emulator: a module of tests imports these fixtures."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from emulation.build import build
+from tolerance import threads
+
+from fastmmd.ops import _cuda
+from fastmmd.ops._roads import Device
+
+HOPPER = Device((9, 0), "80 90a", 227 << 10, 50 << 20)
+
+
+@pytest.fixture(scope="session", name="module")
+def emulated_module(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> ModuleType:
+    """The native module, its objects kept from run to run; one worker builds, the others wait."""
+    cache = getattr(pytestconfig, "cache", None)
+    folder = Path(cache.mkdir("emulation") if cache else tmp_path_factory.mktemp("emulation"))
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = build(folder)
+    return _load(path)
+
+
+@functools.cache
+def _load(path: Path) -> ModuleType:
+    """Once, however many modules of tests ask for it."""
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+class Emulator:
+    device = torch.device("cpu")
+    most = 2
+
+    def has(self, products: int) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True, name="backend")
+def emulated_backend(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """CPU tensors are taken for those of a Hopper GPU. Memory that nobody writes to holds NaN."""
+    monkeypatch.setattr(_cuda, "module", lambda: module)
+    monkeypatch.setattr(_cuda, "device_of", lambda index: HOPPER)
+    monkeypatch.setattr(_cuda, "stream_of", lambda x: (0, 0))
+    monkeypatch.setattr(_cuda, "serves", lambda x: True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    with threads(2):
+        yield Emulator()
+    torch.use_deterministic_algorithms(before)
