@@ -190,8 +190,13 @@ def test_what_a_twin_is_not_trained_with(
 
 
 def test_a_guard_without_data_to_judge_by() -> None:
+    module = aligner()
     with pytest.raises(ValueError, match="there is no source loader"):
-        fit(aligner(), pair(), TransferGuard(), limit_val_batches=0)
+        fit(module, pair(), TransferGuard(), limit_val_batches=0)
+    assert same_weights(module, aligner())  # it is said before the training
+    rarely = TransferGuard()
+    fit(aligner(), pair(), rarely, check_val_every_n_epoch=9, num_sanity_val_steps=0)
+    assert rarely.verdict is not None
 
 
 def test_configurations_of_an_optimizer() -> None:

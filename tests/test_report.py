@@ -269,6 +269,10 @@ def test_report_says_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="not a folder that can be written to"):
         report(aligner(), source, target, tmp_path / "file")
+    with pytest.raises(OutputError, match="not a folder that can be written to"):
+        fit(WriteReport(str(tmp_path / "file")), default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="there is no source loader"):
+        fit(WriteReport(str(tmp_path / "out")), default_root_dir=tmp_path, limit_val_batches=0)
     monkeypatch.setitem(sys.modules, "umap", None)  # type: ignore[arg-type]
     with pytest.raises(MissingExtraError, match="umap-learn"):
         report(aligner(), source, target, tmp_path / "out", embedding="umap")

@@ -234,6 +234,7 @@ def test_rank_says_that_validators_disagree() -> None:
     assert result.favourites["information maximization"] == ("b",)
     assert "disagree" in result.summary()
     assert "source risk: a" in str(result)
+    assert "| source risk, information maximization | -1.00 |" in str(result)
     ties = rank({"a": (source, target), "b": (source, target)})
     assert ties.best == ("a", "b")
     assert ties.agreed

@@ -53,8 +53,8 @@ class TransferGuard(L.Callback):
         InputError: When the training starts: the checkpoint is not there, damaged or of another
             architecture.
         ValueError: When the training starts: precision ``16-mixed``, several processes, manual
-            optimisation or several optimisers, and a twin to be trained. When it ends: no loader
-            for the source or for the target.
+            optimisation or several optimisers, and a twin to be trained; or no loader for the
+            source or for the target.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[TransferGuard()])  # doctest: +SKIP
@@ -120,6 +120,10 @@ class TransferGuard(L.Callback):
             if self._schedule is not None:
                 self._schedule["scheduler"].load_state_dict(self._loaded["scheduler"])
             self._loaded = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Finds out before the training that there is nothing to compare on after it."""
+        domain_loaders(trainer, self.source, self.target)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int

@@ -27,13 +27,14 @@ def domain_loaders(
     Raises:
         ValueError: One of them is nowhere.
     """
-    found = trainer.val_dataloaders
+    found, data = trainer.val_dataloaders, getattr(trainer, "datamodule", None)
+    if found is None and data is not None and trainer.limit_val_batches:
+        found = data.val_dataloader()  # where Lightning has not yet asked for it
     measured = list(found) if isinstance(found, list | tuple) else [found] if found else []
     if source is None and measured:
         source = measured[0]
     if target is None and len(measured) > 1:
         target = measured[1]
-    data = getattr(trainer, "datamodule", None)
     if target is None and data is not None:
         target = data.predict_dataloader()
     for name, loader in (("source", source), ("target", target)):

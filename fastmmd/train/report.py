@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import lightning as L
 import torch
@@ -32,6 +32,7 @@ from fastmmd.train.verdict import Verdict
 __all__ = ["WriteReport", "report", "scores"]
 
 _DOMAINS = ("source", "target")
+_Callback = TypeVar("_Callback", bound=L.Callback)
 
 
 def scores(outputs: Outputs) -> dict[str, Any]:
@@ -185,24 +186,23 @@ class WriteReport(L.Callback):
         self.classes = classes
         self.options: dict[str, Any] = {"embedding": embedding, "form": form, "title": title}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Finds out before the training what would keep the report from being written after it."""
+        OutputFolder(self._folder(trainer))
+        domain_loaders(trainer, *self._given(trainer))
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes it."""
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        guard = next((c for c in callbacks if isinstance(c, TransferGuard)), None)
-        history = next((c for c in callbacks if isinstance(c, LayerHistory)), None)
+        guard, history = _first(trainer, TransferGuard), _first(trainer, LayerHistory)
         known = getattr(getattr(trainer, "datamodule", None), "classes", None)
-        source, target = domain_loaders(
-            trainer,
-            history.source if history else None,
-            history.target if history else None,
-        )
+        source, target = domain_loaders(trainer, *self._given(trainer))
         page = report(
             pl_module,
             source,
             target,
-            self.output or os.path.join(trainer.default_root_dir, "report"),
+            self._folder(trainer),
             before=None if guard is None else guard.twin,
             history=history,
             verdict=None if guard is None else guard.verdict,
@@ -212,6 +212,18 @@ class WriteReport(L.Callback):
             **self.options,
         )
         print(f"report: {page}")
+
+    def _folder(self, trainer: L.Trainer) -> str:
+        return self.output or os.path.join(trainer.default_root_dir, "report")
+
+    def _given(self, trainer: L.Trainer) -> tuple[Iterable[Any] | None, Iterable[Any] | None]:
+        history = _first(trainer, LayerHistory)
+        return (None, None) if history is None else (history.source, history.target)
+
+
+def _first(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, kind)), None)
 
 
 def _metrics(page: Page, stages: Mapping[str, Mapping[str, Outputs]], names: list[str]) -> None:

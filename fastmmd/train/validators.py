@@ -271,7 +271,7 @@ class Ranking:
         return bool(set.intersection(*map(set, self.favourites.values())))
 
     def __str__(self) -> str:
-        """A Markdown table, and a sentence on whether the validators agree."""
+        """Markdown: scores and ranks, whether the validators agree, and how far each two do."""
         names = list(self.scores)
         lines = [
             f"| run | {' | '.join(names)} | mean rank |",
@@ -280,7 +280,9 @@ class Ranking:
         for i, run in enumerate(self.runs):
             cells = [f"{self.scores[n][i]:.4g} ({self.ranks[n][i]:g})" for n in names]
             lines.append(f"| {run} | {' | '.join(cells)} | {self.mean_ranks[i]:.3g} |")
-        return "\n".join([*lines, "", self.summary()])
+        pairs = [f"| {a}, {b} | {tau:.2f} |" for (a, b), tau in self.agreement.items()]
+        agreement = ["| validators | Kendall's tau |", "|---|---|", *pairs]
+        return "\n".join([*lines, "", self.summary(), "", *agreement])
 
     def summary(self) -> str:
         """Which run is best, and whether the validators agree."""
