@@ -27,6 +27,7 @@ from fastmmd.train.batches import (
 from fastmmd.train.distributed import global_discrepancy, global_mean
 from fastmmd.train.gradients import scale_gradients
 from fastmmd.train.means import EpochMeans
+from fastmmd.train.optimizers import total_steps
 from fastmmd.train.schedule import Schedule, alignment_weight
 
 __all__ = ["Aligner", "TargetForward"]
@@ -306,14 +307,7 @@ class Aligner(L.LightningModule):
 
     def _steps(self) -> int:
         if self._total_steps is None:
-            steps = self.trainer.estimated_stepping_batches
-            if not math.isfinite(steps) or steps < 1:
-                raise ValueError(
-                    "a schedule needs a training with an end: set max_epochs or max_steps of the"
-                    f" Trainer (max_epochs={self.trainer.max_epochs},"
-                    f" max_steps={self.trainer.max_steps})"
-                )
-            self._total_steps = int(steps)
+            self._total_steps = total_steps(self.trainer)
         return self._total_steps
 
     def _activations(self, batch: TrainingBatch) -> list[Any]:
