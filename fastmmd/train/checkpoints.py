@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,16 +35,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".incomplete-", dir=place.parent)
+        # One name for all: what a killed process left is written over.
+        incomplete = place.with_name(f".incomplete-{place.name}")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with incomplete.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, place)
+            os.replace(incomplete, place)
         except BaseException:
-            os.unlink(name)
+            incomplete.unlink(missing_ok=True)
             raise
+        folder = os.open(place.parent, os.O_RDONLY)  # the new name, too, shall outlast a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def load_checkpoint(
         self,
