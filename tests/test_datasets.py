@@ -20,6 +20,7 @@ from PIL import Image
 from scipy.io import savemat
 from tolerance import threads
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fastmmd.compare.reading import InputError
 from fastmmd.train import (
@@ -440,6 +441,9 @@ def test_bad_image_folders(tmp_path: Path) -> None:
         images = data.sources[0].evaluate
         with pytest.raises(InputError, match=f"{path.name}: is no image, or is damaged"):
             images[images.paths.index(path)]
+    loader = DataLoader(images, num_workers=1)  # the error of another process keeps its name
+    with pytest.raises(InputError, match="is no image, or is damaged"):
+        list(loader)
 
 
 # Digits

@@ -355,6 +355,20 @@ def test_l2_sp_holds_the_weights_near_their_start() -> None:
     assert held < 0.5 * pulled < 0.5 * free
 
 
+def test_the_start_of_l2_sp_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    run = fit(tuner(l2_sp=L2SP()))
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    other = nn.Sequential(*(copy.deepcopy(stage) for stage in network()))
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    again = FineTuner.load_from_checkpoint(
+        tmp_path / "one.ckpt", weights_only=True, backbone=other, in_features=8, l2_sp=L2SP()
+    )
+    assert again.l2_sp is not None
+    for i, start in enumerate(network().parameters()):
+        assert torch.equal(again.l2_sp.get_buffer(f"start_{i}"), start)
+
+
 def test_distillation_is_its_formula_at_every_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
