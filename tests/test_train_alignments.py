@@ -23,15 +23,18 @@ from fastmmd.train import (
     Aligner,
     ClassConditionalAlignment,
     ConditionalAdversarialAlignment,
+    DomainData,
     DomainPair,
     JointAlignment,
     LayerwiseAlignment,
     LocalAlignment,
+    Samples,
     alignment_weight,
 )
 from fastmmd.train.alignments import NAMED, as_alignment
 from fastmmd.train.batches import read_batch
 from fastmmd.train.data import known_labels
+from fastmmd.train.datasets.domains import Domain
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
 
@@ -495,3 +498,20 @@ def test_alignments_are_made_from_configurations() -> None:
         made(alignmnt="jan")
     with pytest.raises(ValueError, match="alignment must be one of ddc"):
         made(alignment="mmd")
+
+
+def test_data_modules_without_a_sample_of_some_class() -> None:
+    class Points(DomainData):
+        def read(self) -> Any:
+            one, other = (
+                Domain(name, ("a", "b", "c"), samples, samples)
+                for name, samples in (("first", Samples(X, Y)), ("second", Samples(X, None)))
+            )
+            return [one], other
+
+    four = Aligner(**parts(num_classes=4, classifier=nn.Linear(WIDTH, 4)))
+    with pytest.raises(ValueError, match=r"classes 0 to 3, .* none has \[3\]"):
+        trainer(max_epochs=1).fit(four, Points(batch_size=2, val_share=0.0))
+    run = trainer(max_epochs=1)
+    run.fit(Aligner(**parts()), Points(batch_size=2, val_share=0.0))
+    assert run.global_step == 3

@@ -223,7 +223,7 @@ class LocalAlignment(Alignment):
         return local_mmd2(
             source.features,
             target.features,
-            labels_of(source, "LocalAlignment"),
+            required_labels(source, "LocalAlignment"),
             target.logits.softmax(1),
             source.logits.shape[1],
             self.kernel,
@@ -258,14 +258,14 @@ class ClassConditionalAlignment(Alignment):
         return class_conditional_mmd2(
             source.features,
             target.features,
-            labels_of(source, "ClassConditionalAlignment"),
+            required_labels(source, "ClassConditionalAlignment"),
             target.logits.argmax(1),
             source.logits.shape[1],
             self.kernel,
         )
 
 
-def labels_of(source: Activations, name: str) -> Tensor:
+def required_labels(source: Activations, name: str) -> Tensor:
     """The labels of the source, without which some alignments cannot be."""
     if source.labels is None:
         raise ValueError(f"{name} needs the labels of the source, got None")

@@ -203,6 +203,11 @@ class DomainData(L.LightningDataModule):
         loaders = combined.iterables | {"source": sources if len(sources) > 1 else sources[0]}
         return CombinedLoader(loaders, mode="max_size_cycle")
 
+    def source_labels(self) -> Tensor:
+        """The labels of all sources that are trained on, for the trainer to check."""
+        self.setup("fit")
+        return torch.cat([labels_of(part) for part in self.source_train])
+
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The source's part that was set apart, then the target if it has labels."""
         self.setup("validate")
