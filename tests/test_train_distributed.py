@@ -14,7 +14,7 @@ import torch
 from distributed_worker import ALIGNMENTS, CASES, ROWS, SEEDS_RUN, batch_of, case_of, one_step
 from tolerance import SEEDS, Case, Results, check, threads
 
-from fastmmd.train import Activations, LayerwiseAlignment
+from fastmmd.train import Activations, LayerwiseAlignment, distributed
 from fastmmd.train.distributed import global_discrepancy, global_mean
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -136,3 +136,43 @@ def test_one_process_needs_no_group() -> None:
     alignment = LayerwiseAlignment()
     assert torch.equal(global_discrepancy(alignment, x, x), alignment(x, x))
     assert global_mean(torch.tensor([1.0, 2.0, 6.0])) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_half_losses_are_counted_exactly(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4099 is no number of either dtype, and the sum is beyond float16."""
+    sent = []
+
+    def of_all(sums: torch.Tensor) -> torch.Tensor:
+        sent.append(sums)
+        return 2 * sums  # another process with the same rows
+
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "_sum_of_all", of_all)
+    losses = torch.full((4099,), 30.0, dtype=dtype, requires_grad=True)
+    mean = global_mean(losses)
+    assert sent[0].tolist() == [30.0 * 4099, 4099]
+    assert mean.dtype == dtype
+    assert mean == 30
+    mean.backward()
+    # Of 8198 rows, times the 2 processes that the gradient is averaged over.
+    assert torch.equal(losses.grad, torch.full_like(losses, 2 / 8198))
+
+
+def test_a_subclass_computes_the_whole_by_its_own_forward() -> None:
+    """The share is that of the base class's sum, which a subclass may have changed."""
+
+    class Squared(LayerwiseAlignment):
+        def forward(self, source: Activations, target: Activations) -> torch.Tensor:
+            return super().forward(source, target) ** 2
+
+    class Logits(LayerwiseAlignment):
+        def _pairs(self, source: Activations, target: Activations) -> Any:
+            return [(source.logits, target.logits)]
+
+    x = Activations({"features": torch.randn(5, 3)}, torch.randn(5, 2))
+    assert LayerwiseAlignment().share(x, x, x, x) is not None
+    assert Squared().share(x, x, x, x) is None
+    assert Logits().share(x, x, x, x) is None

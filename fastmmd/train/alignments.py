@@ -137,8 +137,11 @@ class LayerwiseAlignment(Alignment):
     def share(
         self, source: Activations, target: Activations, sources: Activations, targets: Activations
     ) -> Tensor | None:
-        """The share of the MMD, biased or unbiased; None for other losses."""
-        # Not a subclass: nobody knows what its forward does.
+        """The share of the MMD, biased or unbiased; None for other losses and sums of them."""
+        # Not a subclass, of this or of the loss: nobody knows what its forward does.
+        own_ways = ("forward", "_pairs")
+        if any(getattr(type(self), n) is not getattr(LayerwiseAlignment, n) for n in own_ways):
+            return None
         loss = self.loss
         if type(loss) not in (MMDLoss, EnergyDistanceLoss) or not isinstance(loss, MMDLoss):
             return None

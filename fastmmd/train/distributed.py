@@ -99,9 +99,10 @@ def global_mean(values: Tensor) -> Tensor:
     world = processes()
     if world == 1:
         return values.mean()
-    sums = torch.stack([values.detach().sum().double(), values.new_tensor(len(values)).double()])
+    wide = values.double()  # half precision counts to 256 or 2048, and its sums overflow
+    sums = torch.stack([wide.detach().sum(), wide.new_tensor(len(wide))])
     whole, count = _sum_of_all(sums).unbind()
-    share = values.double().sum() / count
+    share = wide.sum() / count
     return with_value(share, (whole / count).to(values.dtype), world)
 
 
