@@ -46,8 +46,8 @@ if sys.argv[3] != "-":
     counter.stop()
     sys.exit()
 import fastmmd as fm
-from torch.profiler import ProfilerActivity, profile
 
+told = importlib.import_module("clock")
 torch.set_num_threads(1)
 found = {}
 for n, d in json.loads(sys.argv[4]):
@@ -58,14 +58,8 @@ for n, d in json.loads(sys.argv[4]):
         torch.autograd.grad(loss(x, y), (x, y))
 
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        step()
-    sizes = [e.nbytes() for e in told.profiler.kineto_results.events() if e.name() == "[memory]"]
-    peak = level = 0
-    for size in sizes:
-        level += size
-        peak = max(peak, level)
-    found[f"{n}, {d}"] = [sum(size > 0 for size in sizes), peak]
+    sizes = told.allocations(step)
+    found[f"{n}, {d}"] = [sum(size > 0 for size in sizes), told.peak_bytes(step)]
 print(json.dumps(found))
 """
 _SWITCH = """

@@ -32,6 +32,7 @@ from fastmmd.bench.rows import REFERENCE, SUBJECT
 __all__ = ["BenchPair", "bench_pair"]
 
 _ENTRIES = pytest.StashKey[list[dict[str, Any]]]()
+_DEVICES = pytest.StashKey[set[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,12 +46,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuses a file that cannot be written, before any test runs."""
     config.stash[_ENTRIES] = []
+    config.stash[_DEVICES] = set()
     name = config.getoption("--bench-pairs")
     if name:
         require_extra("--bench-pairs", "bench", "pytest_benchmark")
         folder = Path(name).resolve().parent
         if not folder.is_dir():
             raise pytest.UsageError(f"--bench-pairs {name}: there is no folder {folder}")
+        if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
+            raise pytest.UsageError("--bench-pairs times one test after the other: leave out -n")
+        Path(name).unlink(
+            missing_ok=True
+        )  # a run without any pair leaves no file of an earlier one
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -63,8 +70,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     from fastmmd.bench.builds import commit_of
     from fastmmd.bench.measure import machine
 
+    (device,) = session.config.stash[_DEVICES]
     made = content(
-        machine("cpu", torch.get_num_threads()), commit_of(session.config.rootpath), entries
+        machine(device, torch.get_num_threads()), commit_of(session.config.rootpath), entries
     )
     partial = Path(name).with_name(f".{Path(name).name}.incomplete")
     partial.write_text(json.dumps(made, indent=1) + "\n")
@@ -77,11 +85,18 @@ class BenchPair:
     Args:
         name: Of the row, if none is given in the call.
         entries: Where what is to be written is collected.
+        devices: Where the device is noted.
     """
 
-    def __init__(self, name: str, entries: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        entries: list[dict[str, Any]] | None = None,
+        devices: set[str] | None = None,
+    ) -> None:
         self._name = name
         self._entries = entries
+        self._devices: set[str] = set() if devices is None else devices
 
     def __call__(
         self,
@@ -106,13 +121,19 @@ class BenchPair:
             shared machine: assert with a wide margin, and leave the verdict to ``compare``.
 
         Raises:
-            ValueError: A row of that name has been timed already.
+            ValueError: A row of that name has been timed already, or on another device.
         """
         from fastmmd.bench.clock import stopwatch_of
 
         row = name or self._name
         if self._entries and any(e["extra_info"]["row"] == row for e in self._entries):
             raise ValueError(f"bench_pair: a row {row!r} has been timed; give each its own name")
+        if self._devices - {device}:
+            raise ValueError(
+                f"bench_pair: a file of runs is of one device; got {device!r} after"
+                f" {', '.join(self._devices)}"
+            )
+        self._devices.add(device)
         lanes = {SUBJECT: subject, REFERENCE: reference}
         for call in lanes.values():
             call()
@@ -125,5 +146,7 @@ class BenchPair:
 @pytest.fixture
 def bench_pair(request: pytest.FixtureRequest) -> BenchPair:
     """Times a function beside a reference; see :class:`BenchPair`."""
-    written = request.config.getoption("--bench-pairs")
-    return BenchPair(request.node.nodeid, request.config.stash[_ENTRIES] if written else None)
+    stash = request.config.stash
+    if not request.config.getoption("--bench-pairs"):
+        return BenchPair(request.node.nodeid)
+    return BenchPair(request.node.nodeid, stash[_ENTRIES], stash[_DEVICES])

@@ -69,7 +69,7 @@ def write(path: Path, content: Any) -> str:
 # --- verdicts ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("factor", "answer"), [(1.1, "worse"), (0.85, "better"), (1.0, "same")])
+@pytest.mark.parametrize(("factor", "answer"), [(1.25, "worse"), (0.75, "better"), (1.0, "same")])
 def test_verdict_under_noise(factor: float, answer: str) -> None:
     found = [
         judge(series(2 * i), series(2 * i + 1, factor), False, Thresholds()).answer
@@ -93,6 +93,90 @@ def test_paired_rounds_need_no_reference() -> None:
     assert found.answer == "worse"
     assert found.change == pytest.approx(0.1)
     assert found.low == pytest.approx(0.1)
+
+
+def test_one_run_a_side_needs_twice_the_change() -> None:
+    found = [judge(series(2 * i), series(2 * i + 1, 1.08), False, Thresholds()) for i in range(10)]
+    assert {v.answer for v in found} <= {"unclear", "same"}
+
+
+def joined(seeds: range, factor: float, offset: float = 0.0) -> Series:
+    """Runs in processes that differ by themselves."""
+    draw = np.random.default_rng(seeds.start)
+    runs = [series(i, factor * np.exp(offset * draw.standard_normal())) for i in seeds]
+    whole = runs[0]
+    for run in runs[1:]:
+        whole = whole.followed_by(run)
+    return whole
+
+
+def test_several_runs_a_side() -> None:
+    found = judge(joined(range(4), 1.0), joined(range(4, 8), 1.1), False, Thresholds())
+    assert found.answer == "worse"
+    assert found.rounds == 120
+    # Processes that differ by 4 % of themselves: seldom an alarm.
+    alarms = [
+        judge(
+            joined(range(10 * i, 10 * i + 4), 1.0, 0.04),
+            joined(range(10 * i + 4, 10 * i + 8), 1.0, 0.04),
+            False,
+            Thresholds(),
+        ).answer
+        in ("worse", "better")
+        for i in range(20)
+    ]
+    assert sum(alarms) <= 1
+
+
+def test_few_rounds_are_unclear() -> None:
+    assert (
+        judge(series(0, rounds=8), series(1, 2.0, rounds=8), False, Thresholds()).answer
+        == "unclear"
+    )
+
+
+def test_confidence_grows_with_the_number_of_rows() -> None:
+    assert Thresholds().of_rows(1).confidence == 0.99
+    assert Thresholds().of_rows(50).confidence == pytest.approx(0.999)
+
+
+def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for side, factor in (("base", 1.0), ("head", 1.0)):
+        (tmp_path / side).mkdir()
+        for run in range(3):
+            made = content({"row": series(len(side) + 10 * run, factor)})
+            write(tmp_path / side / f"{run}.json", made)
+    assert main(["bench", "compare", str(tmp_path / "base"), str(tmp_path / "head")]) == 0
+    assert "1 same" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main(["bench", "compare", str(tmp_path / "base"), str(tmp_path / "empty")]) == 2
+    assert "no .json file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--select", "nosuch"], "selects no row"),
+        (["--select", "("], "no regular expression"),
+        (["--quick"], "--quick is for revisions"),
+        (["--save", "x"], "--save is for revisions"),
+        (["--threads", "2"], "--threads is for revisions"),
+        (["--device", "cuda"], "--device is for revisions"),
+    ],
+)
+def test_options_of_files(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.json", content({"row": series(0)}))
+    assert main(["bench", "compare", file, file, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_plain_forms_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = content({"row": series(0)}), content({"row": series(1)})
+    b["fastmmd_bench"]["plain_forms"] = "changed"
+    main(["bench", "compare", write(tmp_path / "a.json", a), write(tmp_path / "b.json", b)])
+    assert "plain forms differ" in capsys.readouterr().err
 
 
 def test_absolute_threshold() -> None:
@@ -175,6 +259,10 @@ def damage(name: str) -> Any:
         del made["benchmarks"][1]
     elif name == "list":
         made = [made]
+    elif name == "machine":
+        made["machine_info"] = []
+    elif name == "limits":
+        made["fastmmd_bench"]["limits"] = {"flop_per_second": 1.0}
     return made
 
 
@@ -188,6 +276,8 @@ def damage(name: str) -> Any:
         ("rounds", "not complete"),
         ("one lane", "no row with a subject"),
         ("list", "no 'benchmarks'"),
+        ("machine", "must be objects"),
+        ("limits", "limits"),
     ],
 )
 def test_files_that_are_no_records(
@@ -284,6 +374,8 @@ def test_run_and_report(
     assert len(only.subject) >= 9
     assert only.info["flop"] == 2 * 6 * 32 * 32 * 256
     assert only.info["error"] < 1e-3
+    assert only.info["share_of_limit"] > 0
+    assert 2 * 32 * 256 * 4 <= only.info["peak_bytes"] < 2**20  # the gradients, and little else
     assert run.machine["threads"] == 1
     assert run.limits["flop_per_second"] > 0
     assert main(["bench", "report", str(out), str(out), "-o", str(tmp_path / "report")]) == 0
@@ -415,13 +507,46 @@ def test_duel_of_a_build_with_itself(installed: Path) -> None:
     )
     (v,) = found.verdicts
     assert v.rounds >= 9
-    assert v.answer in ("same", "unclear", "better", "worse")
     base, head = (Record.parse(c) for c in (found.base, found.head))
     assert base.rounds_with == head.rounds_with is not None
     assert base.commit["id"] == "a"
     assert base.series[v.row].reference == head.series[v.row].reference
     assert base.series[v.row].subject != head.series[v.row].subject
     assert "pass 1" in heard[-1]
+
+
+def test_builds_without_the_operation(installed: Path, tmp_path: Path) -> None:
+    from fastmmd.bench.measure import BASE, HEAD, duel
+
+    old = tmp_path / "fastmmd"
+    old.mkdir()
+    for path in (installed / "fastmmd").iterdir():
+        if path.name != "__init__.py":
+            (old / path.name).symlink_to(path)
+    (old / "__init__.py").write_text("from fastmmd.functional import mmd2\n")
+    rows = tracked.select("coral.*forward$", quick=True)
+    commits = {BASE: {"id": "a"}, HEAD: {"id": "b"}}
+    heard: list[str] = []
+
+    def answers(base: Path, head: Path) -> list[str]:
+        folders = {BASE: base, HEAD: head}
+        found = duel(folders, commits, rows, "cpu", 1, 0.05, 1, Thresholds(), heard.append)
+        return [v.answer for v in found.verdicts]
+
+    assert answers(tmp_path, installed) == ["new"]
+    assert answers(installed, tmp_path) == ["gone"]
+    assert answers(tmp_path, tmp_path) == []
+    assert any("neither build has it" in line for line in heard)
+
+
+def test_worker_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmmd.bench import builds
+
+    (tmp_path / "fastmmd").mkdir()
+    (tmp_path / "fastmmd" / "__init__.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(builds, "_PATIENCE", 0.5)
+    with builds.Worker("HEAD", tmp_path) as worker, pytest.raises(BuildError, match="not answer"):
+        worker.prepare("any", "cpu", 1)
 
 
 def test_worker_that_does_not_run(tmp_path: Path) -> None:
@@ -470,3 +595,14 @@ def test_bench_pair(tmp_path: Path) -> None:
     )
     assert done.returncode == 4
     assert "there is no folder" in done.stderr + done.stdout
+    # Nothing is left of an earlier run.
+    subprocess.run([*command, f"--bench-pairs={file}", "-k", "none"], cwd=tmp_path, check=False)
+    assert not file.exists()
+
+
+def test_bench_pair_of_two_devices() -> None:
+    from fastmmd.testing import BenchPair
+
+    pair = BenchPair("row", [], {"cuda"})
+    with pytest.raises(ValueError, match="of one device"):
+        pair(lambda: None, lambda: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import select
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 __all__ = ["BuildError", "Worker", "build", "checked_out", "commit_of", "revision"]
 
 _TAIL = 25  # lines of a log that an error shows
+_PATIENCE = 600  # seconds for an answer
 _SCRIPT = Path(__file__).with_name("worker.py")
 
 
@@ -186,6 +188,9 @@ class Worker:
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
+            # An answer is one line, so what is not there yet is not in a buffer either.
+            if not select.select([process.stdout], [], [], _PATIENCE)[0]:
+                raise BuildError(f"{self.name} does not answer: {_PATIENCE} s for {request}")
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""

@@ -1,14 +1,14 @@
-"""Clocks of devices."""
+"""Clocks of devices, and what a call allocates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .interleave import Lane, stopwatch
 
-__all__ = ["stopwatch_of"]
+__all__ = ["allocations", "peak_bytes", "stopwatch_of"]
 
 
 def stopwatch_of(device: str) -> Callable[[Lane, int], float]:
@@ -24,3 +24,23 @@ def _by_events(lane: Lane, calls: int) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def allocations(call: Callable[[], object]) -> Sequence[int]:
+    """Bytes that torch allocates on the CPU in a call, negative where it frees, in order."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        result = call()
+    del result
+    events = told.profiler.kineto_results.events()
+    return [event.nbytes() for event in events if event.name() == "[memory]"]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes of torch's that a call holds at one time, its result included."""
+    peak = level = 0
+    for size in allocations(call):
+        level += size
+        peak = max(peak, level)
+    return peak

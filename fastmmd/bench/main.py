@@ -47,7 +47,9 @@ def add_bench_arguments(command: argparse.ArgumentParser) -> None:
         description="Compare two runs, or two revisions: these are built by one compiler, and"
         " measured in turn, round by round. Exit status 1 if anything is worse.",
     )
-    compare.add_argument("base", metavar="BASE", help="file of a run, revision or checkout")
+    compare.add_argument(
+        "base", metavar="BASE", help="file or folder of runs, revision or checkout"
+    )
     compare.add_argument("head", metavar="HEAD", help="the same, for what came later")
     _measuring(compare)
     compare.add_argument(
@@ -136,13 +138,19 @@ def run_compare(options: argparse.Namespace) -> int:
     from fastmmd.bench.verdict import Thresholds, compare
 
     thresholds = Thresholds(options.threshold, options.absolute)
-    files = [Path(name).is_file() for name in (options.base, options.head)]
+    files = [_holds_runs(Path(name)) for name in (options.base, options.head)]
     if all(files):
+        _refuse_measuring(options)
         try:
-            base, head = Record.load(options.base), Record.load(options.head)
+            base, head = (
+                _selected(Record.load(name), options.select)
+                for name in (options.base, options.head)
+            )
             verdicts = compare(base, head, thresholds)
         except RecordError as error:
             raise BenchError(str(error)) from error
+        if base.plain_forms != head.plain_forms:
+            _say("the code of the plain forms differs: ratios to them may have moved with it")
         titles = options.base, options.head
     elif any(files):
         raise BenchError(
@@ -157,10 +165,37 @@ def run_compare(options: argparse.Namespace) -> int:
     return int(any(verdict.answer == "worse" for verdict in verdicts))
 
 
+def _holds_runs(path: Path) -> bool:
+    """Whether it is a file, or a folder of runs and no checkout."""
+    return path.is_file() or (path.is_dir() and not (path / "pyproject.toml").exists())
+
+
+def _refuse_measuring(options: argparse.Namespace) -> None:
+    for name in ("quick", "threads", "save"):
+        if getattr(options, name):
+            raise BenchError(f"--{name} is for revisions, which are measured; these are files")
+    if options.device != "cpu":
+        raise BenchError("--device is for revisions, which are measured; these are files")
+
+
+def _selected(record: Any, pattern: str | None) -> Any:
+    import re
+    from dataclasses import replace
+
+    try:
+        wanted = re.compile(pattern or "", re.IGNORECASE)
+    except re.error as error:
+        raise BenchError(f"--select {pattern!r} is no regular expression: {error}") from error
+    series = {name: s for name, s in record.series.items() if wanted.search(name)}
+    if not series:
+        raise BenchError(f"--select {pattern!r} selects no row of {record.where}")
+    return replace(record, series=series)
+
+
 def _compare_revisions(options: argparse.Namespace, thresholds: Any) -> tuple[Any, Any, Any]:
     from fastmmd.bench import measure
     from fastmmd.bench.builds import BuildError, build
-    from fastmmd.bench.record import Record
+    from fastmmd.bench.record import Record, RecordError
 
     rows = _rows(options)
     _check_device(options.device)
@@ -185,7 +220,7 @@ def _compare_revisions(options: argparse.Namespace, thresholds: Any) -> tuple[An
                 thresholds,
                 _say,
             )
-        except BuildError as error:
+        except (BuildError, RecordError) as error:
             raise BenchError(str(error)) from error
     if options.save:
         for side, content in ((measure.BASE, found.base), (measure.HEAD, found.head)):
@@ -194,7 +229,7 @@ def _compare_revisions(options: argparse.Namespace, thresholds: Any) -> tuple[An
         name if not (commit["id"] or "") else f"{name} ({commit['id'][:9]})"
         for name, commit in zip(names.values(), commits.values(), strict=True)
     )
-    return found.verdicts, Record.parse(found.head), titles
+    return found.verdicts, Record.parse(found.head, empty=True), titles
 
 
 def run_report(options: argparse.Namespace) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import statistics
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 import fastmmd
 from fastmmd.bench import record
 from fastmmd.bench.builds import Worker, commit_of
-from fastmmd.bench.clock import stopwatch_of
+from fastmmd.bench.clock import peak_bytes, stopwatch_of
 from fastmmd.bench.interleave import Budget, Rounds, interleave
 from fastmmd.bench.machine import describe
 from fastmmd.bench.record import Record, Series
@@ -69,8 +71,15 @@ def _info(row: Row, error: float | None) -> dict[str, Any]:
     }
 
 
-def _entries(row: Row, lanes: Lanes, rounds: Rounds) -> list[dict[str, Any]]:
+def _entries(
+    row: Row, lanes: Lanes, rounds: Rounds, limits: Mapping[str, float], device: str
+) -> list[dict[str, Any]]:
     info = _info(row, lanes.error)
+    if row.flop:
+        rate = row.flop / statistics.median(rounds.seconds[SUBJECT])
+        info["share_of_limit"] = rate / limits["flop_per_second"]
+    if device == "cpu":
+        info["peak_bytes"] = peak_bytes(lanes.calls[SUBJECT])
     made = [record.entry(row.name, lane, rounds, lane, info) for lane in lanes.calls]
     return made + [record.entry(row.name, lane, None, lane, info) for lane in lanes.missing]
 
@@ -116,7 +125,7 @@ def run(
                 found = interleave(prepared[row.name].calls, budget, stopwatch_of(device))
                 taken[row.name] = _joined(taken.get(row.name), found)
                 if sweep == SWEEPS - 1:
-                    entries += _entries(row, prepared[row.name], taken[row.name])
+                    entries += _entries(row, prepared[row.name], taken[row.name], limits, device)
                     say(f"{row.name}: {_faster(taken[row.name]):.2f} times plain PyTorch")
         described = machine(device, threads)
     finally:
@@ -124,8 +133,21 @@ def run(
     root = Path(fastmmd.__file__).parents[1]
     commit = commit_of(root) if (root / "pyproject.toml").is_file() else {"id": None}
     return record.content(
-        described, commit | {"version": fastmmd.__version__}, entries, limits=limits
+        described,
+        commit | {"version": fastmmd.__version__},
+        entries,
+        limits=limits,
+        plain_forms=_plain_forms(),
     )
+
+
+def _plain_forms() -> str:
+    """A digest of the code that rows are measured in proportion to."""
+    package = Path(fastmmd.__file__).parent
+    digest = hashlib.sha256()
+    for name in ("reference.py", "bench/plain.py", "bench/rows.py"):
+        digest.update((package / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class Duel(NamedTuple):
@@ -183,6 +205,7 @@ def duel(
                     if "missing" not in worker.prepare(row.name, device, threads)
                 ]
                 if not there:
+                    say(f"{row.name}: neither build has it")
                     continue
                 lanes = {side: (workers[side], SUBJECT) for side in there}
                 lanes[REFERENCE] = (workers[there[-1]], REFERENCE)
@@ -219,7 +242,9 @@ def duel(
     for number in range(1, passes + 1):
         one_pass(left)
         base, head = contents()
-        verdicts = compare(Record.parse(base, BASE), Record.parse(head, HEAD), thresholds)
+        verdicts = compare(
+            Record.parse(base, BASE, empty=True), Record.parse(head, HEAD, empty=True), thresholds
+        )
         open_rows = {
             v.row
             for v in verdicts

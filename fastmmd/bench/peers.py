@@ -24,11 +24,13 @@ class Peer(NamedTuple):
         modules: What has to be installed.
         make: Makes the function from the plain form and the samples.
         most: The largest n for which it is asked.
+        same: Whether its number is that of fastmmd, and not of a formula of its own.
     """
 
     modules: tuple[str, ...]
     make: Callable[[Function, Tensor, Tensor], Function]
     most: int = 1 << 30
+    same: bool = True
 
     @property
     def installed(self) -> bool:
@@ -54,6 +56,10 @@ def _bandwidth(x: Tensor, y: Tensor) -> float:
 
 def _differences(simple: Function, x: Tensor, y: Tensor) -> Function:
     return lambda x, y: plain.deepda(x, y, plain.differences)
+
+
+def _tllib(simple: Function, x: Tensor, y: Tensor) -> Function:
+    return lambda x, y: plain.tllib(x, y, plain.MULTIPLIERS)
 
 
 def _keops(simple: Function, x: Tensor, y: Tensor) -> Function:
@@ -88,6 +94,7 @@ def _geomloss(backend: str) -> Callable[[Function, Tensor, Tensor], Function]:
 PEERS = {
     "torch.compile": Peer((), _compiled),
     "DeepDA-style": Peer((), _differences, most=512),  # memory of d (2n)^2 numbers
+    "TLlib-style": Peer((), _tllib, same=False),
     "KeOps": Peer(("pykeops",), _keops),
     "geomloss tensorized": Peer(("geomloss",), _geomloss("tensorized"), most=2048),
     "geomloss online": Peer(("geomloss", "pykeops"), _geomloss("online")),

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ __all__ = ["SCHEMA", "Record", "RecordError", "Series", "entry"]
 
 SCHEMA = 1
 # Ratios to a reference hold for the machine, the code that runs on it and the reference itself.
+LIMITS = {"flop_per_second", "bytes_per_second"}
 _SAME = ("device", "cpu", "instruction_set", "threads", "torch")
 
 
@@ -35,6 +36,7 @@ class Series:
         reference: Seconds per call of the reference in the same rounds.
         info: What else was recorded.
         others: Seconds of further lanes, by name; None of one that is not installed.
+        runs: Numbers of rounds, if they come from several runs.
     """
 
     name: str
@@ -42,6 +44,21 @@ class Series:
     reference: tuple[float, ...]
     info: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, tuple[float, ...] | None] = field(default_factory=dict)
+    runs: tuple[int, ...] = ()
+
+    @property
+    def rounds_of_runs(self) -> tuple[int, ...]:
+        """The numbers of rounds of the runs that these come from, one after the other."""
+        return self.runs or (len(self.subject),)
+
+    def followed_by(self, other: Series) -> Series:
+        """The rounds of two runs of one row."""
+        return replace(
+            self,
+            subject=self.subject + other.subject,
+            reference=self.reference + other.reference,
+            runs=self.rounds_of_runs + other.rounds_of_runs,
+        )
 
     @property
     def ratio(self) -> float:
@@ -60,7 +77,8 @@ class Record:
         when: Date and time, ISO 8601.
         series: The rows by name.
         rounds_with: What other record the rounds are paired with, a name that both have, or None.
-        limits: The measured limits of the machine, by name, in FLOP/s and bytes/s.
+        limits: The measured limits of the machine: ``flop_per_second``, ``bytes_per_second``.
+        plain_forms: What tells one state of the references' code from another, or None.
         where: The file, for messages.
     """
 
@@ -70,16 +88,30 @@ class Record:
     series: Mapping[str, Series]
     rounds_with: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
+    plain_forms: str | None = None
     where: str = "this run"
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
         """Reads a file that ``fastmmd bench run``, or pytest with ``bench_pair``, has written.
 
+        Of a folder, all files of that kind: runs of the same code, whose rounds are put together.
+
         Raises:
             RecordError: It cannot be read, is not JSON (truncated, say), has another schema, or no
-                row of it has a subject and a reference.
+                row of it has a subject and a reference; or runs of a folder do not compare.
         """
+        if Path(path).is_dir():
+            files = sorted(Path(path).glob("*.json"))
+            if not files:
+                raise RecordError(f"{path}: no .json file in that folder")
+            first, *more = map(cls.load, files)
+            series = dict(first.series)
+            for record in more:
+                first.check_comparable(record)
+                for name, of in record.series.items():
+                    series[name] = series[name].followed_by(of) if name in series else of
+            return replace(first, series=series, where=str(path))
         try:
             text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
@@ -91,8 +123,13 @@ class Record:
         return cls.parse(content, str(path))
 
     @classmethod
-    def parse(cls, content: Any, where: str = "the record") -> Record:
+    def parse(cls, content: Any, where: str = "the record", empty: bool = False) -> Record:
         """Takes the content of such a file.
+
+        Args:
+            content: Parsed JSON.
+            where: The file, for messages.
+            empty: Whether there may be no row.
 
         Raises:
             RecordError: As for :meth:`load`.
@@ -116,6 +153,11 @@ class Record:
                 lanes.setdefault(info["row"], {})[info["lane"]] = (data, info)
             machine, commit = content["machine_info"], content["commit_info"]
             when = str(content["datetime"])
+            limits = {k: float(v) for k, v in own.get("limits", {}).items()}
+            if not isinstance(machine, dict) or not isinstance(commit, dict):
+                raise TypeError("machine_info and commit_info must be objects")
+            if limits and limits.keys() != LIMITS:
+                raise ValueError(f"limits {sorted(limits)}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordError(f"{where}: not a record of fastmmd bench: {error!r}") from error
         series = {}
@@ -126,11 +168,10 @@ class Record:
             if not subject or not reference or len(subject) != len(reference):
                 raise RecordError(f"{where}: the rounds of {name!r} are not complete")
             series[name] = Series(name, subject, reference, info, {k: v[0] for k, v in of.items()})
-        if not series:
+        if not series and not empty:
             raise RecordError(f"{where}: no row with a subject and a reference in it")
-        return cls(
-            machine, commit, when, series, own.get("rounds_with"), own.get("limits", {}), where
-        )
+        together, plain = own.get("rounds_with"), own.get("plain_forms")
+        return cls(machine, commit, when, series, together, limits, plain, where)
 
     def compares_with(self, other: Record) -> bool:
         """Whether ratios carry over."""
@@ -205,6 +246,7 @@ def content(
     benchmarks: Iterable[Mapping[str, Any]],
     rounds_with: str | None = None,
     limits: Mapping[str, float] | None = None,
+    plain_forms: str | None = None,
 ) -> dict[str, Any]:
     """The whole file."""
     from pytest_benchmark import __version__
@@ -219,5 +261,6 @@ def content(
             "schema": SCHEMA,
             "rounds_with": rounds_with,
             "limits": dict(limits or {}),
+            "plain_forms": plain_forms,
         },
     }

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -39,12 +39,18 @@ class Thresholds:
     Args:
         relative: The smallest change of the time that counts, 0.05 for 5 %.
         absolute: The same in seconds: what changes by less is the same, however short the call.
-        confidence: Of the interval.
+        confidence: Of the interval of a single row; of r rows it is 1 - 0.05 / r if that is more.
+        least_rounds: Fewer are unclear.
     """
 
     relative: float = 0.05
     absolute: float = 2e-6
     confidence: float = 0.99
+    least_rounds: int = 9
+
+    def of_rows(self, count: int) -> Thresholds:
+        """For one of so many rows."""
+        return replace(self, confidence=max(self.confidence, 1 - 0.05 / max(count, 1)))
 
 
 @dataclass(frozen=True)
@@ -99,21 +105,28 @@ def judge(base: Series, head: Series, paired: bool, thresholds: Thresholds) -> V
     else:
         old, new = (np.log(np.divide(s.subject, s.reference)) for s in (base, head))
         center = float(np.median(new) - np.median(old))
-        resampled = (np.median(_resampled(logs, draw), axis=1) for logs in (new, old))
-        spread = np.subtract(*resampled)
+        spread = np.subtract(
+            *(_medians(logs, of.rounds_of_runs, draw) for logs, of in ((new, head), (old, base)))
+        )
         best = _best(head) - _best(base)
+        if min(len(base.rounds_of_runs), len(head.rounds_of_runs)) == 1:
+            thresholds = replace(
+                thresholds, relative=2 * thresholds.relative, absolute=2 * thresholds.absolute
+            )
     tail = (1 - thresholds.confidence) / 2
     low, high = (float(np.quantile(spread, q)) for q in (tail, 1 - tail))
     time = float(np.median(before))
+    rounds = min(len(before), len(after))
+    answer = _answer(center, best, low, high, time, thresholds)
     return Verdict(
         base.name,
-        _answer(center, best, low, high, time, thresholds),
+        "unclear" if rounds < thresholds.least_rounds else answer,
         math.expm1(center),
         math.expm1(low),
         math.expm1(high),
         time,
         float(np.median(after)),
-        min(len(before), len(after)),
+        rounds,
     )
 
 
@@ -130,7 +143,23 @@ def _answer(
         return "worse"
     if high < center / 2 < 0 and center <= -least and best <= -least / 2:
         return "better"
-    return "same" if -least < low and high < least else "unclear"
+    if -least < low and high < least:
+        return "same"
+    return "unclear"
+
+
+def _medians(
+    values: NDArray[Any], runs: tuple[int, ...], draw: np.random.Generator
+) -> NDArray[Any]:
+    """Medians of bootstrap samples: of runs first, then of the rounds within them."""
+    parts = [_resampled(part, draw) for part in np.split(values, np.cumsum(runs)[:-1])]
+    if len(parts) == 1:
+        return np.asarray(np.median(parts[0], axis=1))
+    chosen = draw.integers(0, len(parts), size=(_RESAMPLES, len(parts)))
+    samples = (
+        np.median(np.concatenate([parts[run][i] for run in row])) for i, row in enumerate(chosen)
+    )
+    return np.fromiter(samples, float, _RESAMPLES)
 
 
 def _resampled(values: NDArray[Any], draw: np.random.Generator) -> NDArray[Any]:
@@ -150,7 +179,7 @@ def compare(base: Record, head: Record, thresholds: Thresholds | None = None) ->
         RecordError: The records do not compare (see :meth:`Record.check_comparable`).
     """
     base.check_comparable(head)
-    thresholds = thresholds or Thresholds()
+    thresholds = (thresholds or Thresholds()).of_rows(len(base.series.keys() & head.series.keys()))
     together = base.rounds_with is not None and base.rounds_with == head.rounds_with
     verdicts = []
     for name, after in head.series.items():
