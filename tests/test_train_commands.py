@@ -183,6 +183,30 @@ def test_fit_validate_and_predict(points: Path, capsys: pytest.CaptureFixture[st
     torch.testing.assert_close(torch.from_numpy(logits), expected)
 
 
+def test_a_training_with_a_teacher_is_resumed(points: Path) -> None:
+    """The teacher is in no checkpoint, and no checkpoint of the same model lacks it."""
+    config = yaml.safe_load((points / "c.yaml").read_text())
+    layer = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 3}}
+    config["model"] = {
+        "class_path": "FineTuner",
+        "init_args": {
+            "backbone": {**layer, "init_args": {"in_features": 2, "out_features": 4}},
+            "num_classes": 3,
+            "in_features": 4,
+            "distillation": {"class_path": "Distillation", "init_args": {"teacher": layer}},
+        },
+    }
+    (points / "c.yaml").write_text(yaml.safe_dump(config))
+    fit = ["fit", "--config", str(points / "c.yaml"), "--trainer.max_epochs"]
+    assert main([*fit, "1"]) == 0
+    before = weights(points / "out")
+    assert not [name for name in before if "teacher" in name]
+    assert main([*fit, "2", "--ckpt_path", "last"]) == 0
+    after = weights(points / "out")
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["backbone.weight"], after["backbone.weight"])
+
+
 def test_the_example_runs(repository: Path, tmp_path: Path) -> None:
     status = main(
         [
@@ -272,6 +296,9 @@ def test_mistakes_in_files(points: Path, capsys: pytest.CaptureFixture[str]) -> 
     other = "--model.init_args.bottleneck.init_args.out_features=5"
     wider = "--model.init_args.classifier.init_args.in_features=5"
     assert "is of another architecture" in said(capsys, *predict, str(last), other, wider)
+    processes = ["--trainer.devices=2", "--output", str(points / "part.csv")]
+    assert "in one process; got 2 processes" in said(capsys, *predict, str(last), *processes)
+    assert not (points / "part.csv").exists()
     assert "must end in .csv or .npz" in said(capsys, *predict, str(last), "--output", "p.txt")
     occupied = str(points / "c.yaml" / "p.csv")
     assert "is not a folder that can be written to" in said(

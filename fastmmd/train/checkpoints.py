@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmmd.compare.reading import InputError
 
@@ -91,14 +91,21 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     return checkpoint
 
 
-def check_architecture(path: str | os.PathLike[str], module: nn.Module) -> None:
+def check_architecture(
+    path: str | os.PathLike[str], module: L.LightningModule
+) -> dict[str, Tensor]:
     """Checks that a checkpoint fits a module, before anything is changed.
+
+    Returns:
+        The tensors of the checkpoint, and those that ``on_load_checkpoint`` of the module adds.
 
     Raises:
         InputError: As :func:`load_checkpoint`, or names or shapes of its tensors differ from those
             of the module.
     """
-    found = load_checkpoint(path)["state_dict"]
+    checkpoint = load_checkpoint(path)
+    module.on_load_checkpoint(checkpoint)
+    found: dict[str, Tensor] = checkpoint["state_dict"]
     wanted = module.state_dict()
     troubles = [
         f"{title} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"
@@ -123,6 +130,7 @@ def check_architecture(path: str | os.PathLike[str], module: nn.Module) -> None:
             f"checkpoint {path}: is of another architecture than this"
             f" {type(module).__name__}: {'; '.join(troubles)}"
         )
+    return found
 
 
 class EveryEpoch(ModelCheckpoint):

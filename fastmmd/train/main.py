@@ -46,8 +46,17 @@ class Trainer(L.Trainer):
             datamodule: The data.
             ckpt_path: A checkpoint, or ``last``.
             output: The file to write, .csv or .npz.
+
+        Raises:
+            InputError: As :func:`check_name`, or there are several processes: each of them would
+                have a part of the samples.
         """
         check_name(output)
+        if self.world_size > 1:
+            raise InputError(
+                f"predict writes one file in one process; got {self.world_size} processes: give"
+                " --trainer.devices=1 --trainer.num_nodes=1"
+            )
         folder = OutputFolder(Path(output).parent)
         batches = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path)
         with folder.filling() as staging:
