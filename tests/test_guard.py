@@ -111,22 +111,27 @@ def test_the_twin_is_a_source_only_training(options: Any) -> None:
 
 def test_random_numbers_of_the_model_are_not_touched() -> None:
     plain, guarded, guard = aligner(dropout=0.5), aligner(dropout=0.5), TransferGuard()
-    fit(plain, pair(), EpochSeed(0))
-    fit(guarded, pair(), EpochSeed(0), guard)
+    torch.manual_seed(3)
+    fit(plain, pair())
+    drawn = torch.rand(())
+    torch.manual_seed(3)
+    fit(guarded, pair(), guard)
     assert same_weights(plain, guarded)
+    assert torch.rand(()) == drawn
     assert not same_weights(plain, guard.twin)  # type: ignore[arg-type]
 
 
-def test_the_twin_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_the_twin_is_resumed(accumulated: int, tmp_path: Path) -> None:
     whole = TransferGuard()
-    fit(aligner(0.3), pair(), EpochSeed(1), whole, enable_checkpointing=True,
-        default_root_dir=tmp_path / "whole")  # fmt: skip
+    run = partial(fit, accumulate_grad_batches=accumulated, enable_checkpointing=True)
+    run(aligner(0.3), pair(), EpochSeed(1), whole, default_root_dir=tmp_path / "whole")
     stopped = [EpochSeed(1), TransferGuard(), EveryEpoch(tmp_path), StopAfter(2)]
-    fit(aligner(0.3), pair(), *stopped, enable_checkpointing=True)
+    run(aligner(0.3), pair(), *stopped)
     load_checkpoint(tmp_path / "last.ckpt")  # as tensors and plain objects
     resumed, module = TransferGuard(), aligner(0.3)
-    fit(module, pair(), EpochSeed(9), resumed, EveryEpoch(tmp_path), enable_checkpointing=True,
-        ckpt_path=tmp_path / "last.ckpt")  # fmt: skip
+    again = [EpochSeed(9), resumed, EveryEpoch(tmp_path)]
+    run(module, pair(), *again, ckpt_path=tmp_path / "last.ckpt")
     assert same_weights(whole.twin, resumed.twin)  # type: ignore[arg-type]
     assert str(whole.verdict) == str(resumed.verdict)
 

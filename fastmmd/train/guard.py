@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmmd.train.batches import labelled
-from fastmmd.train.checkpoints import check_architecture, load_checkpoint
+from fastmmd.train.checkpoints import check_architecture
 from fastmmd.train.evaluation import collect
 from fastmmd.train.history import domain_loaders
 from fastmmd.train.shuffling import new_seed, seed_of
@@ -86,9 +86,9 @@ class TransferGuard(L.Callback):
         if stage != "fit":
             return
         if self.checkpoint is not None:
-            check_architecture(self.checkpoint, pl_module)
+            state = check_architecture(self.checkpoint, pl_module)
             self.twin = _copy(trainer, pl_module)
-            self.twin.load_state_dict(load_checkpoint(self.checkpoint)["state_dict"])
+            self.twin.load_state_dict(state)
         if not self.trains:
             return
         for trouble, found in (
@@ -112,8 +112,11 @@ class TransferGuard(L.Callback):
         self.twin.to(pl_module.device)
         self.twin.trainer = trainer
         self._optimizer, self._schedule = _single(self.twin.configure_optimizers())
-        self._steps_done = trainer.global_step
-        self._seed = new_seed() if not self._loaded else self._loaded["seed"]
+        if self._loaded:
+            self._seed = self._loaded["seed"]
+        else:
+            with torch.random.fork_rng([]):  # what is drawn here is the training's to draw
+                self._seed = new_seed()
         if self._loaded:
             self.twin.load_state_dict(self._loaded["twin"])
             self._optimizer.load_state_dict(self._loaded["optimizer"])
@@ -124,6 +127,7 @@ class TransferGuard(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before the training that there is nothing to compare on after it."""
         domain_loaders(trainer, self.source, self.target)
+        self._steps_done = trainer.global_step  # restored only after on_fit_start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
@@ -166,9 +170,10 @@ class TransferGuard(L.Callback):
         assert self.twin is not None
         source, target = domain_loaders(trainer, self.source, self.target)
         self.twin.to(pl_module.device)
-        aligned, twin = (
-            (collect(model, source), collect(model, target)) for model in (pl_module, self.twin)
-        )
+        with torch.random.fork_rng([]):  # loaders draw seeds
+            aligned, twin = (
+                (collect(model, source), collect(model, target)) for model in (pl_module, self.twin)
+            )
         return judge(aligned, twin, max_samples=self.max_samples)
 
     def state_dict(self) -> dict[str, Any]:
