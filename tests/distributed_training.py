@@ -1,7 +1,7 @@
 """A training by Lightning in two processes that it starts itself: run by the tests as a script.
 
 ``python distributed_training.py FOLDER`` leaves the losses of each step and the parameters that
-they end in as ``FOLDER/RANK.pt``.
+they end in as ``FOLDER/RANK.pt``, and the samples of each epoch of a ``DomainPair``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,25 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastmmd.train import Aligner
+from fastmmd.train import Aligner, DomainPair
 
 EPOCHS, SIZE, ROWS = 10, 13, 120  # 9 batches of 13 samples an epoch and one of 3
+ALIGNMENTS = ("dan", "jan")
 SHARE = 8  # of a batch belongs to the first of two processes, of the last one two samples
+
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def two_processes() -> dict[str, Any]:
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+    return {"devices": 2, "strategy": strategy}
 
 
 class Losses(L.Callback):
@@ -70,25 +85,47 @@ def train(alignment: str, rank: int | None) -> dict[str, Tensor]:
         "target": DataLoader(TensorDataset(points(1)[0]), batch_sampler=batches(1, rank)),
     }
     losses = Losses()
-    parallel = {
-        "devices": 2,
-        "strategy": DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60)),
-        "use_distributed_sampler": False,
-    }
+    parallel = {"use_distributed_sampler": False, **two_processes()}
     trainer = L.Trainer(
         **(parallel if rank is not None else {"devices": 1}),
-        accelerator="cpu",
         precision="64-true",
         max_epochs=EPOCHS,
         callbacks=[losses],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     trainer.fit(aligner, CombinedLoader(loaders, "min_size"))
     logged = {k: v for k, v in trainer.callback_metrics.items() if k != "train_loss"}
     return {"losses": torch.stack(losses.steps), **logged, **aligner.state_dict()}
+
+
+class Samples(L.LightningModule):
+    """Learns nothing of note, and keeps which samples it was given: [epoch][domain][sample]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.seen: list[list[list[float]]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append([[], []])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        for found, domain in zip(self.seen[-1], ("source", "target"), strict=True):
+            found += batch[domain][0].tolist()
+        return self.scale * batch["source"][0].sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def samples(rank: int) -> list[list[list[float]]]:
+    """What a process is given of two domains of equal size, in two epochs."""
+    torch.manual_seed(rank)  # so each process draws another seed of the order
+    indices = TensorDataset(torch.arange(24.0))
+    module = Samples()
+    data = DomainPair(indices, indices, batch_size=4)
+    L.Trainer(max_epochs=2, **two_processes(), **QUIET).fit(module, data)
+    return module.seen
 
 
 def main() -> None:
@@ -96,7 +133,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    found = {alignment: train(alignment, rank) for alignment in ("dan", "jan")}
+    found: dict[str, Any] = {alignment: train(alignment, rank) for alignment in ALIGNMENTS}
+    found["samples"] = samples(rank)
     torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
 
 

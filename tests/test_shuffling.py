@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from fastmmd.train import Aligner, DomainPair
-from fastmmd.train.shuffling import EpochSeed, EpochShuffle, seed_of
+from fastmmd.train import Aligner, DomainData, DomainPair, Samples
+from fastmmd.train.datasets.domains import Domain
+from fastmmd.train.shuffling import EpochSeed, EpochShuffle, ProcessShare, seed_of
 
 # What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
@@ -40,6 +44,72 @@ def test_seeds_of_neighbours_differ() -> None:
     seeds = {seed_of(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
     assert len(seeds) == 125
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_processes_share_an_order() -> None:
+    """Equally many draws for each, together all samples, and another order of each pass."""
+    shares = [ProcessShare(EpochShuffle(range(21), 3, 0), 2, rank) for rank in range(2)]
+    for epoch in range(2):
+        passes = []
+        for _ in range(2):
+            first, second = (list(share) for share in shares)
+            assert len(first) == len(second) == len(shares[0]) == 11
+            assert set(first) | set(second) == set(range(21))
+            assert second[-1] == first[0]  # the one that makes them even
+            passes.append(first)
+        assert passes[0] != passes[1]
+        later = ProcessShare(EpochShuffle(range(21), 3, 0, epoch=epoch), 2, 0)
+        assert list(later) == passes[0]
+        # A seed of its own for the workers of each process.
+        assert len({share.generator.initial_seed() for share in shares}) == 2
+        for share in shares:
+            share.set_epoch(epoch + 1)
+
+
+class Corresponding(DomainData):
+    """Two domains whose i-th samples are of one class."""
+
+    def read(self) -> tuple[list[Domain], Domain | None]:
+        domain = Domain("all", ("a", "b"), *[Samples(torch.arange(48.0), torch.arange(48) % 2)] * 2)
+        return [domain], domain
+
+
+INDICES = TensorDataset(torch.arange(48.0), torch.arange(48) % 2)
+DATA: dict[str, Any] = {
+    "pair": lambda: DomainPair(INDICES, INDICES, batch_size=8, seed=5),
+    "modules": lambda: Corresponding(batch_size=8, val_share=0.0, seed=5),
+    "balanced": lambda: Corresponding(batch_size=8, val_share=0.0, seed=5, balanced=True),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_domains_are_not_drawn_together_by_several_processes(name: str) -> None:
+    """Loaders as Lightning makes them ready in each of two processes, which need not run."""
+    drawn: dict[str, list[list[float]]] = {}
+    for rank in range(2):
+        trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+        trainer.strategy.cluster_environment.set_global_rank(rank)  # type: ignore[attr-defined]
+        data = DATA[name]()
+        data.trainer = trainer
+        for domain, loader in data.train_dataloader().iterables.items():
+            ready = trainer._data_connector._prepare_dataloader(loader, True, RunningStage.TRAINING)
+            for epoch in range(2):
+                _set_sampler_epoch(ready, epoch)
+                batches = [batch if isinstance(batch, Tensor) else batch[0] for batch in ready]
+                assert [len(batch) for batch in batches] == [8, 8, 8]
+                drawn.setdefault(f"{domain} {epoch}", []).append(torch.cat(batches).tolist())
+    for both in drawn.values():
+        assert both[0] != both[1]
+    for epoch in range(2):
+        source, target = drawn[f"source {epoch}"], drawn[f"target {epoch}"]
+        assert sorted(chain(*target)) == list(range(48))
+        if name != "balanced":  # which draws with replacement
+            assert sorted(chain(*source)) == list(range(48))
+        for one, other in zip(source, target, strict=True):
+            same = sum(a == b for a, b in zip(one, other, strict=True))
+            assert same < 8, "the domains are drawn index by index together"
+    assert drawn["source 0"] != drawn["source 1"]
+    assert drawn["target 0"] != drawn["target 1"]
 
 
 class Noisy(Dataset[Any]):

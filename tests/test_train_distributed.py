@@ -112,13 +112,14 @@ def test_a_process_that_hangs_stops_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
 def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
-    """100 steps: the losses of each, and the parameters that they end in."""
+    """100 steps: the losses of each, and the parameters that they end in; and who has what."""
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parent), "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(Path(distributed_training.__file__)), str(tmp_path)]
     process = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=240)
     assert process.returncode == 0, process.stdout + process.stderr
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for alignment in found[0]:
+    check_samples(*(results["samples"] for results in found))
+    for alignment in distributed_training.ALIGNMENTS:
         with threads(1):
             whole = distributed_training.train(alignment, None)
         assert len(whole["losses"]) == 100
@@ -129,6 +130,18 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
                 allowed = 1e-6 if key.startswith("train_") else 1e-8
                 error = float((results[alignment][key] - exact).abs().max())
                 assert error <= allowed, f"{alignment}: {key} is off by {error:.3g}"
+
+
+def check_samples(first: Any, second: Any) -> None:
+    """Both processes together see each sample once in an epoch, in other pairs each time."""
+    pairs = []
+    for (source, target), (more_source, more_target) in zip(first, second, strict=True):
+        assert sorted(source + more_source) == sorted(target + more_target) == list(range(24))
+        assert source != target
+        pairs.append((source, target))
+    assert len(pairs) == 2
+    assert pairs[0][0] != pairs[1][0]
+    assert pairs[0][1] != pairs[1][1]
 
 
 def test_one_process_needs_no_group() -> None:

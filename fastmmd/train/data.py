@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from fastmmd.train.shuffling import EpochShuffle, first_epoch, new_seed
+from fastmmd.train.shuffling import EpochShuffle, common_seed, first_epoch, new_seed, of_process
 
 __all__ = ["DomainPair", "known_labels"]
 
@@ -62,9 +62,8 @@ class DomainPair(L.LightningDataModule):
         num_workers: Worker processes per loader.
         seed: Seed of the shuffling. Each domain has a random stream of its own, so the order of one
             does not depend on the others, and each epoch its own, so a resumed training sees the
-            batches of an uninterrupted one. Default: drawn from torch's global random numbers. With
-            several processes Lightning's ``DistributedSampler`` takes over, seeded by
-            ``lightning.seed_everything``.
+            batches of an uninterrupted one. Default: drawn from torch's global random numbers.
+            Several processes share each domain out, by the seed of the first.
         collate_fn: Makes a batch of samples, as for ``torch.utils.data.DataLoader``.
         same_labels: Whether the domains must have the same classes; looked at where labels are
             known: in a ``TensorDataset``, or as ``targets`` or ``labels``.
@@ -124,6 +123,7 @@ class DomainPair(L.LightningDataModule):
 
     def train_dataloader(self) -> CombinedLoader:
         """One batch of each domain per step."""
+        self.seed = common_seed(self.seed, self.trainer)
         # Streams: the first source 0, the target 1, then further sources, then labelled targets.
         first = self._train_loader(self.sources[0], 0)
         more = [self._train_loader(d, 2 + i) for i, d in enumerate(self.sources[1:])]
@@ -161,15 +161,16 @@ class DomainPair(L.LightningDataModule):
         )
 
     def _train_loader(self, dataset: Dataset[Any], stream: int) -> DataLoader[Any]:
-        sampler = EpochShuffle(
+        order = EpochShuffle(
             dataset,  # type: ignore[arg-type]
             self.seed,
             stream,
             epoch=first_epoch(self.trainer),
         )
+        sampler = of_process(order, self.trainer)
         return DataLoader(
             dataset,
-            batch_size=min(self.batch_size, len(dataset)),  # type: ignore[arg-type]
+            batch_size=min(self.batch_size, len(sampler)),
             sampler=sampler,
             drop_last=True,
             num_workers=self.num_workers,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from typing import Any
+from collections.abc import Iterator, Sized
+from itertools import cycle, islice
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import DistributedSampler, RandomSampler
 
-__all__ = ["EpochSeed", "EpochShuffle", "first_epoch", "new_seed", "seed_of"]
+__all__ = [
+    "EpochOrder",
+    "EpochSeed",
+    "EpochShuffle",
+    "ProcessShare",
+    "common_seed",
+    "first_epoch",
+    "new_seed",
+    "of_process",
+    "seed_of",
+]
 
 
 def seed_of(*numbers: int) -> int:
@@ -61,6 +72,70 @@ class EpochShuffle(RandomSampler):
         if epoch != self.epoch:
             self.epoch = epoch
             self.generator.manual_seed(seed_of(*self.seed, epoch))
+
+
+class EpochOrder(Protocol):
+    """A sampler whose draws follow from a seed and the epoch, such as :class:`EpochShuffle`."""
+
+    epoch: int
+    generator: Any
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begins an epoch."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+
+class ProcessShare(DistributedSampler[int]):
+    """What one of several processes draws: each ``num_replicas``-th of an order that all share.
+
+    Lightning leaves a ``DistributedSampler`` as it is, and puts its own, of one seed, in the place
+    of any other. Under that, domains of equal size are drawn index by index together.
+
+    Args:
+        order: The same in all processes. It begins again where its length is no multiple of the
+            number of processes, as each has to draw equally often.
+        num_replicas: Number of processes.
+        rank: Number of this process, from 0.
+
+    Attributes:
+        generator: For the loader: the seeds of worker processes, of this process alone.
+    """
+
+    def __init__(self, order: EpochOrder, num_replicas: int, rank: int) -> None:
+        super().__init__(order, num_replicas, rank)  # type: ignore[arg-type]  # len is all it reads
+        self.order = order
+        self.generator = torch.Generator()
+        self._seed()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begins an epoch; nothing for the current one."""
+        if epoch != self.order.epoch:
+            self.order.set_epoch(epoch)
+            self._seed()
+
+    def _seed(self) -> None:
+        self.generator.manual_seed(seed_of(self.order.generator.initial_seed(), self.rank))
+
+    def __iter__(self) -> Iterator[int]:
+        # All of it: what an order has drawn must not depend on how far a process reads.
+        whole = list(self.order)
+        return islice(cycle(whole), self.rank, self.total_size, self.num_replicas)
+
+
+def of_process(order: EpochOrder, trainer: L.Trainer | None) -> Any:
+    """The order, or the share of this process where Lightning would share samples out."""
+    connector: Any = getattr(trainer, "_accelerator_connector", None)
+    if trainer is None or not (connector.is_distributed and connector.use_distributed_sampler):
+        return order
+    return ProcessShare(order, **(trainer.distributed_sampler_kwargs or {}))
+
+
+def common_seed(seed: int, trainer: L.Trainer | None) -> int:
+    """The seed of the first process."""
+    return seed if trainer is None else int(trainer.strategy.broadcast(seed))
 
 
 class EpochSeed(L.Callback):

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from fastmmd.compare.reading import InputError, some
 from fastmmd.train.balance import BalancedSampler, labels_of
 from fastmmd.train.data import DomainPair
-from fastmmd.train.shuffling import EpochShuffle, first_epoch, seed_of
+from fastmmd.train.shuffling import EpochOrder, EpochShuffle, first_epoch, of_process, seed_of
 
 __all__ = ["Domain", "DomainData", "Samples", "class_numbers"]
 
@@ -276,18 +276,19 @@ class DomainData(L.LightningDataModule):
             self.target_test = Subset(target.evaluate, rest)
 
     def _source_loader(self, dataset: Dataset[Any], stream: int) -> DataLoader[Any]:
-        epoch, size = first_epoch(self.trainer), len(dataset)  # type: ignore[arg-type]
-        sampler: BalancedSampler | EpochShuffle
+        epoch = first_epoch(self.trainer)
+        order: EpochOrder
         if self.balanced:
             seed = seed_of(self.seed, stream)
-            sampler = BalancedSampler(labels_of(dataset), seed=seed, epoch=epoch)
+            order = BalancedSampler(labels_of(dataset), seed=seed, epoch=epoch)
         else:
-            sampler = EpochShuffle(dataset, self.seed, stream, epoch=epoch)  # type: ignore[arg-type]
+            order = EpochShuffle(dataset, self.seed, stream, epoch=epoch)  # type: ignore[arg-type]
+        sampler = of_process(order, self.trainer)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            drop_last=size >= self.batch_size,
+            drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
             generator=sampler.generator,
         )
