@@ -41,9 +41,10 @@ def blobs(n: int, shift: float, seed: int) -> tuple[Tensor, Tensor]:
     return centres + shift + 0.3 * torch.randn(n, 2, generator=generator), labels
 
 
-def pair(**options: Any) -> DomainPair:
+def pair(more: Any = None, **options: Any) -> DomainPair:
+    source = TensorDataset(*blobs(96, 0.0, 0))
     return DomainPair(
-        TensorDataset(*blobs(96, 0.0, 0)),
+        source if more is None else [source, *more],
         TensorDataset(blobs(80, 1.5, 1)[0]),
         source_val=TensorDataset(*blobs(60, 0.0, 2)),
         batch_size=16,
@@ -107,6 +108,50 @@ def test_the_twin_is_a_source_only_training(options: Any) -> None:
     assert not same_weights(guarded, alone)
     assert guard.verdict is not None
     assert guard.verdict.true_gain is None  # the target of the data module has no labels
+
+
+def test_the_twin_has_the_weights_of_sources_and_labelled_targets() -> None:
+    weights: dict[str, Any] = {"source_weights": [3.0, 1.0], "target_label_weight": 0.25}
+    labelled = TensorDataset(*blobs(6, 1.5, 4))
+    data = partial(pair, more=[TensorDataset(*blobs(48, -0.5, 5))], target_labelled=labelled)
+    alone, guarded = aligner(target_forward="none", **weights), aligner(**weights)
+    guard = TransferGuard()
+    fit(alone, data())
+    fit(guarded, data(), guard)
+    assert same_weights(guard.twin, alone)  # type: ignore[arg-type]
+
+
+class Plain(L.LightningModule):
+    """A module of one's own, that has no objective for the source alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Identity(), nn.Linear(2, 3)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch["target"][0]).square().sum() + nn.functional.cross_entropy(
+            self(batch["source"][0]), batch["source"][1]
+        )
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_the_twin_of_another_module_descends_cross_entropy() -> None:
+    guard, points, labels = TransferGuard(), *blobs(96, 0.0, 0)
+    source = TensorDataset(points, labels)
+    data = DomainPair(source, TensorDataset(points), source_val=source, batch_size=96)
+    fit(Plain(), data, guard, max_epochs=1)
+    gradient = (1 / 3 - torch.eye(3)[labels]).T @ points / 96
+    torch.testing.assert_close(guard.twin.head.weight, -0.1 * gradient)  # type: ignore[union-attr]
 
 
 def test_random_numbers_of_the_model_are_not_touched() -> None:
@@ -277,6 +322,37 @@ def test_a_model_that_lost_the_source_is_harmed() -> None:
     assert verdict.word == "harmed"
 
 
+@pytest.mark.parametrize("broken", ["features", "logits"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_diverged_is_harmed(broken: str, value: float) -> None:
+    tensors = {"features": SOURCE.features.clone(), "logits": SOURCE.logits.clone()}
+    tensors[broken][7] = value
+    diverged = Outputs(**tensors, labels=SOURCE.labels)
+    for aligned in ((diverged, outputs(8.0)), (SOURCE, diverged)):
+        verdict = judge(aligned, (SOURCE, outputs(8.0)))
+        assert (verdict.word, verdict.evidence) == ("harmed", ())
+        assert "harmed, judged without target labels (some of its outputs are infinite" in str(
+            verdict
+        )
+        with pytest.raises(ValueError, match="outputs of twin must be finite"):
+            judge((SOURCE, SOURCE), aligned)
+
+
+@pytest.mark.parametrize("samples", [21, 34, 300])
+def test_the_jackknife_has_ten_groups(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def compare(name: str, models: Any, groups: Any) -> tuple[float, float, float, float]:
+        seen.extend(map(len, groups))
+        assert all(0 <= len(group) - samples // 10 <= 1 for part in groups for group in part)
+        return 0.0, 0.0, 0.0, 1.0
+
+    monkeypatch.setattr("fastmmd.train.verdict._compare", compare)
+    part = SOURCE.subset(torch.arange(samples))
+    judge((part, part), (part, part))
+    assert set(seen) == {10}
+
+
 def test_weights_that_amount_to_few_samples_cannot_tell() -> None:
     apart = outputs(8.0)
     apart = Outputs(apart.features + 100, apart.logits, apart.labels)
@@ -310,6 +386,8 @@ def test_judge_rejects() -> None:
         judge((SOURCE, SOURCE), (other, SOURCE))
     with pytest.raises(ValueError, match="at least 20 samples; got 12"):
         judge((SOURCE, few), (SOURCE, few))
+    with pytest.raises(ValueError, match="max_samples must be at least 20; got 19"):
+        judge((SOURCE, SOURCE), (SOURCE, SOURCE), max_samples=19)
     blind = Outputs(SOURCE.features, SOURCE.logits)
     with pytest.raises(ValueError, match="labels are needed"):
         judge((blind, SOURCE), (blind, SOURCE))

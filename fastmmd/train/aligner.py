@@ -225,22 +225,12 @@ class Aligner(L.LightningModule):
         """Returns task loss + weight x alignment loss of one batch of all domains, a scalar."""
         parts = read_batch(batch, target=self.target_forward != "none")
         *sources, target, labelled = self._activations(parts)
-        weights = self._weights_of(sources)
-        task_losses = [self._cross_entropy(source) for source in sources]
-        task_loss = _mean(task_losses, weights)
-        objective = task_loss
-        logged: dict[str, Tensor | float] = {
-            "train_task_loss": task_loss.detach(),
-            "train_source_accuracy": _accuracy(sources),
-        }
-        if labelled is not None:
-            labelled_loss = self._cross_entropy(labelled)
-            objective = objective + self.target_label_weight * labelled_loss
-            logged["train_target_labelled_loss"] = labelled_loss.detach()
+        objective, losses = self._supervised(sources, labelled)
+        logged = {**losses, "train_source_accuracy": _accuracy(sources)}
         if target is not None:
             weight = alignment_weight(self.progress(), self.schedule, self.weight)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight > 0):
-                alignment_loss = self._discrepancy(sources, target, weights, weight)
+                alignment_loss = self._discrepancy(sources, target, weight)
             if self.weight > 0:
                 # The gradient has its weight already, the value has not.
                 rest = (weight - 1) * alignment_loss.detach()
@@ -250,6 +240,15 @@ class Aligner(L.LightningModule):
         self.means.add(logged, sum(map(len, sources)))
         self._log_step(objective, batch_idx)
         return objective
+
+    def source_only_loss(self, batch: Any) -> Tensor:
+        """The objective that ``target_forward="none"`` has of a training batch, a scalar.
+
+        Raises:
+            ValueError: As in training.
+        """
+        *sources, _, labelled = self._activations(read_batch(batch, target=False))
+        return self._supervised(sources, labelled)[0]
 
     def on_train_epoch_start(self) -> None:
         """Begins the means of the epoch."""
@@ -317,7 +316,7 @@ class Aligner(L.LightningModule):
         labels += [None, None if batch.labelled is None else batch.labelled[1]]
         inputs += [batch.target, None if batch.labelled is None else batch.labelled[0]]
         given = [part for part in inputs if part is not None]
-        if self.target_forward == "joint":
+        if self.target_forward == "joint" and batch.target is not None:
             sizes = [row_count(part) for part in given]
             both = self.layer_features(joined(given))
             split = {name: t.split(sizes) for name, t in both.items()}
@@ -334,8 +333,22 @@ class Aligner(L.LightningModule):
             activations.append(Activations(layers, layers.pop("logits"), of_part))
         return activations
 
+    def _supervised(
+        self, sources: Sequence[Activations], labelled: Activations | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The objective without the alignment, and the losses that it is made of."""
+        losses = [self._cross_entropy(source) for source in sources]
+        task_loss = _mean(losses, self._weights_of(sources))
+        if labelled is None:
+            return task_loss, {"train_task_loss": task_loss.detach()}
+        labelled_loss = self._cross_entropy(labelled)
+        return task_loss + self.target_label_weight * labelled_loss, {
+            "train_task_loss": task_loss.detach(),
+            "train_target_labelled_loss": labelled_loss.detach(),
+        }
+
     def _discrepancy(
-        self, sources: Sequence[Activations], target: Activations, weights: Any, weight: float
+        self, sources: Sequence[Activations], target: Activations, weight: float
     ) -> Tensor:
         discrepancy = global_discrepancy if self.global_batch else _own_discrepancy
         sides = [*sources, target]
@@ -343,7 +356,8 @@ class Aligner(L.LightningModule):
         *sources, target = (
             side.replace(list(islice(scaled, len(side.tensors()))), side.labels) for side in sides
         )
-        return _mean([discrepancy(self.alignment, s, target) for s in sources], weights)
+        values = [discrepancy(self.alignment, s, target) for s in sources]
+        return _mean(values, self._weights_of(sources))
 
     def _cross_entropy(self, of: Activations) -> Tensor:
         assert of.labels is not None

@@ -87,6 +87,10 @@ class Outputs:
         """
         return F.nll_loss(self.log_probabilities, self.known_labels(), reduction="none")
 
+    def is_finite(self) -> bool:
+        """Whether all features and logits are; they are not after a training that diverged."""
+        return bool(self.features.isfinite().all() and self.logits.isfinite().all())
+
     def accuracy(self) -> float:
         """Share of the samples whose most probable class is their label.
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fastmmd.train.batches import labelled
 from fastmmd.train.checkpoints import check_architecture
@@ -26,8 +26,11 @@ class TransferGuard(L.Callback):
     """Trains a source-only twin alongside a model, and judges at the end whether alignment helped.
 
     The twin begins with the same weights, sees the same source batches (and the few labelled target
-    samples, if there are any) in the same order, and descends the cross-entropy on them with the
-    optimiser and schedule that ``configure_optimizers`` of the module gives. It never sees the
+    samples, if there are any) in the same order, and descends ``source_only_loss(batch)`` of the
+    module with the optimiser and schedule that its ``configure_optimizers`` gives: of an
+    :class:`~fastmmd.train.Aligner` the objective of ``target_forward="none"``, weights of sources
+    and of labelled target samples included. For a module without ``source_only_loss`` it is the
+    mean cross-entropy of ``forward`` over all labelled samples of the batch. It never sees the
     unlabelled target, so its batch normalisation knows the source alone. It takes the time and
     memory of a second model. The training of the model itself is not changed, not even its random
     numbers.
@@ -138,11 +141,10 @@ class TransferGuard(L.Callback):
         assert self.twin is not None
         assert self._optimizer is not None
         self.twin.train(pl_module.training)
-        inputs, labels = labelled(batch)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
             torch.manual_seed(seed_of(self._seed, trainer.current_epoch, index))
-            loss = F.cross_entropy(self.twin(inputs), labels)
+            loss = _source_loss(self.twin, batch)
         (loss / trainer.accumulate_grad_batches).backward()
         if trainer.global_step == self._steps_done:
             return  # gradients are still gathered
@@ -205,6 +207,14 @@ class TransferGuard(L.Callback):
 def _copy(trainer: L.Trainer, module: L.LightningModule) -> L.LightningModule:
     # None in the place of the trainer: a copy of that would be a copy of everything.
     return copy.deepcopy(module, {id(trainer): None})
+
+
+def _source_loss(module: L.LightningModule, batch: Any) -> Tensor:
+    objective = getattr(module, "source_only_loss", None)
+    if objective is not None:
+        return objective(batch)
+    inputs, labels = labelled(batch)
+    return F.cross_entropy(module(inputs), labels)
 
 
 def _single(configured: Any) -> tuple[torch.optim.Optimizer, dict[str, Any] | None]:

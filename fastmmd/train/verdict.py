@@ -60,6 +60,7 @@ class Verdict:
     disagreement: float  # share of the target on which the models predict different classes
     true_gain: float | None  # in target accuracy; None without target labels
     true_error: float | None  # its standard error
+    diverged: bool = False  # outputs of the aligned model are infinite or NaN: no evidence
 
     def __str__(self) -> str:
         """The verdict, and its evidence as a Markdown table."""
@@ -80,6 +81,7 @@ class Verdict:
         """The verdict in words, with the truth beside it where it could be measured."""
         counting = [e for e in self.evidence if e.counts]
         said = "; ".join(f"{e.validator}: {e.says}" for e in counting)
+        said = "some of its outputs are infinite or NaN" if self.diverged else said
         text = {
             "helped": "Alignment helped",
             "did not help": "Alignment did not help",
@@ -126,7 +128,8 @@ def judge(
     The accuracies differ by no more than the share of target samples on which the two models
     predict different classes, whatever the labels are. The verdict is *helped* if some say better
     and none worse, *harmed* if some say worse and none better, otherwise *did not help* if that
-    share is at most 5 %, and *unclear* if it is larger.
+    share is at most 5 %, and *unclear* if it is larger. It is *harmed* without further evidence if
+    outputs of the aligned model are infinite or NaN, as after a training that diverged.
 
     Args:
         aligned: Outputs of the aligned model on held-out source samples, with labels, and on target
@@ -137,8 +140,9 @@ def judge(
         seed: Seed of that draw and of the groups.
 
     Raises:
-        ValueError: The models were measured on different samples, the source has no labels, or a
-            domain has fewer than 20 samples.
+        ValueError: The models were measured on different samples, the source has no labels, a
+            domain has fewer than 20 samples, ``max_samples`` is less than 20, or outputs of the
+            twin are infinite or NaN.
     """
     for i, domain in enumerate(("source", "target")):
         a, b = aligned[i], twin[i]
@@ -147,19 +151,18 @@ def judge(
             raise ValueError(f"aligned and twin must be measured on the same {domain} samples")
         if len(a) < 2 * _GROUPS:
             raise ValueError(f"{domain} must have at least {2 * _GROUPS} samples; got {len(a)}")
-    generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randperm(len(outputs), generator=generator)[:max_samples] for outputs in aligned]
-    models = [_Model(*(o.subset(r) for o, r in zip(m, rows, strict=True))) for m in (aligned, twin)]
-    groups = [list(torch.arange(len(part)).chunk(_GROUPS)) for part in rows]
-    compared = {name: _compare(name, models, groups) for name in VALIDATORS}
-    evidence = tuple(
-        Evidence(name, *numbers, _says(name, compared, models), name in (SOURCE, IM, SND, IWR))
-        for name, numbers in compared.items()
-    )
+    if max_samples < 2 * _GROUPS:
+        raise ValueError(f"max_samples must be at least {2 * _GROUPS}; got {max_samples!r}")
+    if not all(outputs.is_finite() for outputs in twin):
+        raise ValueError("the outputs of twin must be finite to compare with; some are not")
+    diverged = not all(outputs.is_finite() for outputs in aligned)
+    evidence = () if diverged else _evidence(aligned, twin, max_samples, seed)
     votes = [e.says for e in evidence if e.counts and (e.validator, e.says) != (SOURCE, "better")]
     disagreement = float((aligned[1].predictions != twin[1].predictions).double().mean())
     word: Word = "unclear"
-    if ("better" in votes) != ("worse" in votes):
+    if diverged:
+        word = "harmed"
+    elif ("better" in votes) != ("worse" in votes):
         word = "helped" if "better" in votes else "harmed"
     elif disagreement <= _ALIKE:
         word = "did not help"
@@ -171,7 +174,22 @@ def judge(
         difference = difference[0] - difference[1]
         true_gain = float(difference.mean())
         true_error = float(difference.std() / math.sqrt(len(difference)))
-    return Verdict(word, evidence, disagreement, true_gain, true_error)
+    return Verdict(word, evidence, disagreement, true_gain, true_error, diverged)
+
+
+def _evidence(
+    aligned: tuple[Outputs, Outputs], twin: tuple[Outputs, Outputs], max_samples: int, seed: int
+) -> tuple[Evidence, ...]:
+    """What each validator says."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(len(outputs), generator=generator)[:max_samples] for outputs in aligned]
+    models = [_Model(*(o.subset(r) for o, r in zip(m, rows, strict=True))) for m in (aligned, twin)]
+    groups = [list(torch.tensor_split(torch.arange(len(part)), _GROUPS)) for part in rows]
+    compared = {name: _compare(name, models, groups) for name in VALIDATORS}
+    return tuple(
+        Evidence(name, *numbers, _says(name, compared, models), name in (SOURCE, IM, SND, IWR))
+        for name, numbers in compared.items()
+    )
 
 
 class _Model:
