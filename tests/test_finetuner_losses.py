@@ -34,10 +34,12 @@ from fastmmd.train import (
     Distillation,
     DomainPair,
     FineTuner,
+    Task,
     balanced_class_weights,
     distillation_loss,
     labels_of,
 )
+from fastmmd.train.tasks import TaskLoss
 
 # What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
@@ -182,6 +184,35 @@ def test_class_weights_are_counted_when_the_fit_begins() -> None:
     missing = DataLoader(TensorDataset(x, y.clamp(max=1)), batch_size=50)
     with pytest.raises(ValueError, match="class 2 has no sample"):
         fit(tuner(class_weights="balanced"), missing)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 4.0]])
+def test_samples_without_a_class_have_no_part(weights: list[float] | None) -> None:
+    """In the loss, which is 0 of a batch of them alone, and in the means of an epoch."""
+    x, y = samples(48)
+    y[3:16] = -100
+    y[32:] = -100
+    loss = TaskLoss(Task(CLASSES, class_weights=weights))
+    logits = torch.randn(16, CLASSES, requires_grad=True)
+    expected = F.cross_entropy(logits, y[:16], weight=loss.class_weights)
+    torch.testing.assert_close(loss(logits, y[:16]), expected)
+    nothing = loss(logits, y[32:])
+    nothing.backward()
+    assert nothing == 0
+    assert not logits.grad.any()
+
+    module = tuner(freeze="all", lr=1e-30, class_weights=weights)
+    run = fit(module, DataLoader(TensorDataset(x, y), batch_size=16))
+    assert all(p.isfinite().all() for p in module.parameters())
+    known = y != -100
+    of_batch = [
+        F.cross_entropy(module(x[i : i + 16]), y[i : i + 16], weight=loss.class_weights)
+        for i in (0, 16)
+    ]
+    mean = (3 * of_batch[0] + 16 * of_batch[1]) / 19
+    torch.testing.assert_close(run.callback_metrics["train_task_loss"], mean.detach())
+    right = (module(x).argmax(1) == y)[known].float().mean()
+    torch.testing.assert_close(run.callback_metrics["train_accuracy"], right)
 
 
 def test_balanced_sampling_draws_each_class_as_often() -> None:

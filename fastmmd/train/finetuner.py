@@ -237,9 +237,8 @@ class FineTuner(L.LightningModule):
                 continue
             hard = self.losses[name](outputs[name], of_task)
             terms.append(task.weight * share * hard)
-            self._report(
-                "hard", name, [hard, measured_briefly(task, outputs[name], of_task)], count
-            )
+            measure, with_label = measured_briefly(task, outputs[name], of_task)
+            self._report("hard", name, [hard, measure], with_label)
         if not terms:
             raise ValueError(f"a batch has labels of none of the tasks {', '.join(self.tasks)}")
         objective = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
@@ -262,8 +261,8 @@ class FineTuner(L.LightningModule):
             found = self._means[key].sums(self.device)
             names += reported
             sums += [found.get(name, zero) for name in reported]
-            counts += [self._means[key].samples] * len(reported)
-        both = torch.stack((torch.stack(sums), zero.new_tensor(counts)))
+            counts += [zero + self._means[key].samples] * len(reported)
+        both = torch.stack((torch.stack(sums), torch.stack(counts)))
         both = self.trainer.strategy.reduce(both, reduce_op="sum")
         means = zip(names, both[0] / both[1], both[1].tolist(), strict=True)
         self.log_dict({name: mean for name, mean, count in means if count})
@@ -332,7 +331,7 @@ class FineTuner(L.LightningModule):
         own = self.state_dict()
         checkpoint["state_dict"] |= {n: v for n, v in own.items() if n.startswith(TEACHER)}
 
-    def _report(self, what: str, task: str, values: list[Tensor], samples: int) -> None:
+    def _report(self, what: str, task: str, values: list[Tensor], samples: Tensor | int) -> None:
         named = dict(zip(self._reported[what, task], (v.detach() for v in values), strict=True))
         self._means[what, task].add(named, samples)
 

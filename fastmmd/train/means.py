@@ -19,13 +19,16 @@ class EpochMeans:
     """
 
     def __init__(self) -> None:
-        self.samples = 0
-        self._pending: list[tuple[Mapping[str, Tensor | float], int]] = []
+        self.samples: Tensor | int = 0
+        self._pending: list[tuple[Mapping[str, Tensor | float], Tensor | int]] = []
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor | float], samples: int) -> None:
-        """Takes in the values of a step, detached, which were means over so many samples."""
-        self.samples += samples
+    def add(self, values: Mapping[str, Tensor | float], samples: Tensor | int) -> None:
+        """Takes in the values of a step, detached, which were means over so many samples.
+
+        Their number may be a scalar on the device, of samples that have a label.
+        """
+        self.samples = self.samples + samples
         self._pending.append((values, samples))
         if len(self._pending) == PENDING:
             self._fold()
@@ -36,7 +39,7 @@ class EpochMeans:
         return {name: value.to(device) for name, value in self._sums.items()}
 
     def _fold(self) -> None:
-        columns: dict[str, tuple[list[Tensor | float], list[int]]] = {}
+        columns: dict[str, tuple[list[Tensor | float], list[Tensor | int]]] = {}
         for values, samples in self._pending:
             for name, value in values.items():
                 column, weights = columns.setdefault(name, ([], []))
@@ -45,6 +48,7 @@ class EpochMeans:
         for name, (column, weights) in columns.items():
             tensors = [v for v in column if isinstance(v, Tensor)]
             rows = torch.stack(tensors).float() if tensors else torch.tensor(column)
-            total = rows @ rows.new_tensor(weights)
+            counts = [w for w in weights if isinstance(w, Tensor)]
+            total = rows @ (torch.stack(counts).to(rows) if counts else rows.new_tensor(weights))
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._pending = []

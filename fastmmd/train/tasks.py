@@ -128,6 +128,8 @@ class TaskLoss(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """A scalar, of outputs [n, C] and labels as the kind has them.
 
+        It is 0, with gradient 0, of classes where no row has a label.
+
         Raises:
             ValueError: A label on the CPU is out of range, or the shapes do not fit.
         """
@@ -135,8 +137,7 @@ class TaskLoss(nn.Module):
             return self.loss(outputs, labels)
         if self.kind == "classification":
             check_classes(labels, self.num_outputs)
-            weights = None if self.class_weights is None else self.class_weights.to(outputs.dtype)
-            return F.cross_entropy(outputs, labels, weight=weights, ignore_index=IGNORED)
+            return _cross_entropy(outputs, labels, self.class_weights)
         labels = _as_outputs(labels, outputs)
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(
@@ -190,16 +191,30 @@ def measured(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return outputs, _as_outputs(labels, outputs)
 
 
-def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
-    """The first metric, of a batch alone: what a step of a training can afford."""
+def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | int]:
+    """The first metric, of a batch alone: what a step of a training can afford.
+
+    And the number of rows that have a label.
+    """
     outputs = outputs.detach()
     if task.kind == "classification":
         known = labels != IGNORED
+        count = known.sum()
         right = (outputs.argmax(dim=1) == labels) & known
-        return right.sum() / known.sum().clamp(min=1)
+        return right.sum() / count.clamp(min=1), count
     if task.kind == "multilabel":
-        return ((outputs > 0) == (labels > 0)).float().mean()
-    return (outputs - _as_outputs(labels, outputs)).abs().mean()
+        return ((outputs > 0) == (labels > 0)).float().mean(), len(outputs)
+    return (outputs - _as_outputs(labels, outputs)).abs().mean(), len(outputs)
+
+
+def _cross_entropy(outputs: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """The mean over rows with a label; 0 where none has one, of which torch's mean is NaN."""
+    weights = None if class_weights is None else class_weights.to(outputs.dtype)
+    whole = F.cross_entropy(outputs, labels, weight=weights, ignore_index=IGNORED, reduction="sum")
+    known = labels != IGNORED
+    rows = known if weights is None else known * weights[labels.clamp(min=0)]
+    count = rows.sum()
+    return whole / (count + (count == 0))  # a branch would wait for the GPU
 
 
 def _as_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
