@@ -18,7 +18,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastmmd.compare.reading import InputError
-from fastmmd.train import Aligner, DomainPair, EpochSeed, Outputs, TransferGuard, collect, judge
+from fastmmd.train import (
+    Aligner,
+    DomainPair,
+    EpochSeed,
+    LayerHistory,
+    Outputs,
+    TransferGuard,
+    collect,
+    judge,
+)
 from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
 from fastmmd.train.guard import _single
 
@@ -77,9 +86,9 @@ def fit(module: L.LightningModule, data: Any, *callbacks: L.Callback, **options:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    resume = options.pop("ckpt_path", None)
+    others = {name: options.pop(name, None) for name in ("ckpt_path", "val_dataloaders")}
     trainer = L.Trainer(**{**defaults, **options}, callbacks=list(callbacks))
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, data, **others, weights_only=True)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -247,6 +256,29 @@ def test_a_guard_without_data_to_judge_by() -> None:
     rarely = TransferGuard()
     fit(aligner(), pair(), rarely, check_val_every_n_epoch=9, num_sanity_val_steps=0)
     assert rarely.verdict is not None
+
+
+def test_loaders_that_lightning_has_not_yet_asked_for() -> None:
+    data, guard, history = pair(), TransferGuard(), LayerHistory()
+    validation = [DataLoader(TensorDataset(*blobs(60, s, 2)), 30) for s in (0.0, 1.5)]
+    module, options = aligner(), {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
+    fit(module, data.train_dataloader(), guard, history, val_dataloaders=validation, **options)
+    assert guard.verdict is not None
+    assert guard.verdict.true_gain is not None
+    assert history.accuracy["target"][-1] == collect(module, validation[1]).accuracy()
+
+
+def test_a_share_of_the_samples_is_not_measured() -> None:
+    trainer: Any = SimpleNamespace(world_size=2)
+    loader = DataLoader(TensorDataset(*blobs(60, 0.0, 2)), 30)
+    given = aligner()
+    for callback in (
+        TransferGuard(given),
+        TransferGuard(given, source=loader),
+        LayerHistory(target=loader),
+    ):
+        with pytest.raises(ValueError, match="each of the 2 processes has a share: give source"):
+            callback.on_train_start(trainer, given)
 
 
 def test_configurations_of_an_optimizer() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from tolerance import threads
@@ -264,6 +265,50 @@ def test_report_rejects(options: Any, message: str, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("report*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "pdf"}, "form must be one of html, md; got 'pdf'"),
+        ({"embedding": "lda"}, "embedding must be one of pca, tsne, umap; got 'lda'"),
+        ({"classes": ["a", "b"]}, "classes must be the names of 3 classes; got 2"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_found_out_before_the_training(
+    options: Any, message: str, tmp_path: Path
+) -> None:
+    started: list[int] = []
+    notes = LambdaCallback(on_train_batch_start=lambda *_: started.append(1))
+    with pytest.raises(ValueError, match=message):
+        fit(WriteReport(str(tmp_path), **options), notes)
+    assert not started
+
+
+def test_the_loaders_of_the_guard_are_those_of_the_report(tmp_path: Path) -> None:
+    source, target = loader(0.0, 5, n=30), loader(0.7, 6, n=24)
+    guard = TransferGuard(aligner(), source=source, target=target)
+    fit(guard, WriteReport(str(tmp_path), form="md"), limit_val_batches=0, max_epochs=1)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| source samples | 30 |" in text
+    assert "| target samples | 24 |" in text
+
+
+def test_a_report_leaves_the_random_numbers_of_the_training(tmp_path: Path) -> None:
+    drawn = []
+    for callbacks in ([], [WriteReport(str(tmp_path))]):
+        torch.manual_seed(4)
+        fit(LambdaCallback(on_train_end=lambda *_: drawn.append(torch.rand(()))), *callbacks,
+            max_epochs=1)  # fmt: skip
+    assert drawn[0] == drawn[1]
+
+
+def test_a_model_that_diverged_has_no_report(tmp_path: Path) -> None:
+    module, source, target = aligner(), loader(0.0, 0), loader(0.7, 1)
+    nn.init.constant_(module.bottleneck.weight, float("nan"))
+    with pytest.raises(ValueError, match="features and logits must be finite; on the source"):
+        report(module, source, target, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_report_says_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = loader(0.0, 0), loader(0.7, 1)
     (tmp_path / "file").write_text("")
@@ -276,6 +321,8 @@ def test_report_says_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "umap", None)  # type: ignore[arg-type]
     with pytest.raises(MissingExtraError, match="umap-learn"):
         report(aligner(), source, target, tmp_path / "out", embedding="umap")
+    with pytest.raises(MissingExtraError, match="umap-learn"):
+        WriteReport(embedding="umap")
     assert not list((tmp_path / "out").iterdir())
 
 

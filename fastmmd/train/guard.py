@@ -45,7 +45,7 @@ class TransferGuard(L.Callback):
         source: Loader of held-out source samples with labels. Default: the first validation loader.
         target: Loader of target samples; their labels, if they have any, are used for the true
             difference alone. Default: the second validation loader or, without one, the data
-            module's ``predict_dataloader``.
+            module's ``predict_dataloader``. With several processes both must be given.
         max_samples: As for :func:`~fastmmd.train.judge`.
 
     Attributes:
@@ -56,8 +56,8 @@ class TransferGuard(L.Callback):
         InputError: When the training starts: the checkpoint is not there, damaged or of another
             architecture.
         ValueError: When the training starts: precision ``16-mixed``, several processes, manual
-            optimisation or several optimisers, and a twin to be trained; or no loader for the
-            source or for the target.
+            optimisation or several optimisers, and a twin to be trained; no loader for the
+            source or for the target, or several processes and not both are given.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[TransferGuard()])  # doctest: +SKIP

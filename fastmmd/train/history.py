@@ -25,11 +25,19 @@ def domain_loaders(
     module's ``predict_dataloader``.
 
     Raises:
-        ValueError: One of them is nowhere.
+        ValueError: One of them is nowhere, or there are several processes and not both are given:
+            of the trainer's loaders each process has its share of the samples alone.
     """
+    if trainer.world_size > 1 and (source is None or target is None):
+        raise ValueError(
+            f"the domains cannot be measured on the trainer's loaders, of which each of the"
+            f" {trainer.world_size} processes has a share: give source and target"
+        )
+    # It does so at the first validation, which may be after the first epoch.
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
     found, data = trainer.val_dataloaders, getattr(trainer, "datamodule", None)
     if found is None and data is not None and trainer.limit_val_batches:
-        found = data.val_dataloader()  # where Lightning has not yet asked for it
+        found = data.val_dataloader()  # of a module that has no validation_step
     measured = list(found) if isinstance(found, list | tuple) else [found] if found else []
     if source is None and measured:
         source = measured[0]
@@ -80,13 +88,17 @@ class LayerHistory(L.Callback):
         layers: Names of submodules, as in ``named_modules()``. ``features`` and ``logits`` are
             always recorded.
         source: Loader of held-out source samples with labels. Default: as :class:`TransferGuard`.
-        target: Loader of target samples.
+        target: Loader of target samples. With several processes both must be given.
         kernel: As for :func:`layer_distances`.
         max_samples: Samples per domain that MMD^2 looks at.
 
     Attributes:
         mmd2: By layer, a value before the training and one after each epoch.
         accuracy: By domain, shares in [0, 1]; the target's only if it has labels.
+
+    Raises:
+        ValueError: When the training starts: no loader for the source or for the target, or
+            several processes and not both are given.
     """
 
     def __init__(

@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from fastmmd._extras import MissingExtraError
 from fastmmd._figures import new_figure, save
 from fastmmd.compare.figures import BLUE, DARK, ORANGE, short, tidy
 from fastmmd.train.evaluation import Outputs
@@ -57,11 +56,7 @@ def training(
 def embedded(
     source: Tensor, target: Tensor, method: Embedding, seed: int = 0
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], str]:
-    """Coordinates [n, 2] and [m, 2] of features in a plane that is fitted to both domains.
-
-    Raises:
-        MissingExtraError: ``umap`` without the package umap-learn.
-    """
+    """Coordinates [n, 2] and [m, 2] of features in a plane that is fitted to both domains."""
     points = np.concatenate([source.double().numpy(), target.double().numpy()])
     if method == "pca":
         width = min(2, points.shape[1])
@@ -75,12 +70,8 @@ def embedded(
         found = TSNE(2, perplexity=perplexity, random_state=seed).fit_transform(points)
         label = f"t-SNE, perplexity {perplexity:.3g}"
     else:
-        try:
-            from umap import UMAP
-        except ImportError as error:
-            raise MissingExtraError(
-                "embedding 'umap' needs umap-learn: pip install umap-learn"
-            ) from error
+        from umap import UMAP
+
         found, label = UMAP(random_state=seed).fit_transform(points), "UMAP"
     return found[: len(source)], found[len(source) :], label
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -19,7 +21,7 @@ from torchmetrics.functional.classification import (
 )
 
 import fastmmd
-from fastmmd._extras import require_extra
+from fastmmd._extras import MissingExtraError, require_extra
 from fastmmd._output import OutputFolder
 from fastmmd.functional import contributions
 from fastmmd.kernels import Gaussian
@@ -116,25 +118,17 @@ def report(
 
     Raises:
         ValueError: ``form`` or ``embedding`` is unknown, the number of ``classes`` is not that of
-            the logits, or as :func:`collect`.
+            the logits, features or logits are infinite or NaN, or as :func:`collect`.
         OutputError: The folder cannot be written to; found out before any work.
         MissingExtraError: Matplotlib, scikit-learn or umap-learn is not there.
     """
-    require_extra("report", "train", "matplotlib", "sklearn")
-    for argument, value, kind in (("form", form, Format), ("embedding", embedding, Embedding)):
-        if value not in get_args(kind):
-            raise ValueError(
-                f"{argument} must be one of {', '.join(get_args(kind))}; got {value!r}"
-            )
+    _check_options(embedding, form)
     folder = OutputFolder(output)
     domains = {
         name: collect(module, loader, layers=layers)
         for name, loader in zip(_DOMAINS, (source, target), strict=True)
     }
-    width = domains["source"].logits.shape[1]
-    names = [str(c) for c in (range(width) if classes is None else classes)]
-    if len(names) != width:
-        raise ValueError(f"classes must be the names of {width} classes; got {len(names)}")
+    names = _names(classes, domains["source"])
     first, last = ("before", "after") if verdict is None else ("source only", "aligned")
     stages = {last: domains}
     if before is not None:
@@ -143,6 +137,13 @@ def report(
             for name, loader in zip(_DOMAINS, (source, target), strict=True)
         }
         stages = {first: earlier, last: domains}
+    for stage, found in stages.items():
+        for name, outputs in found.items():
+            if not outputs.is_finite():
+                raise ValueError(
+                    f"features and logits must be finite; on the {name} some of those {stage} are"
+                    " not, as after a training that diverged"
+                )
     if settings is None:
         settings = dict(getattr(module, "hparams", {}))
     with folder.filling() as path:
@@ -163,7 +164,9 @@ class WriteReport(L.Callback):
     """Writes the :func:`report` when a training ends.
 
     The history and the verdict are those of a :class:`LayerHistory` and a :class:`TransferGuard`
-    among the trainer's callbacks; the guard's twin is what the features are compared with.
+    among the trainer's callbacks; the guard's twin is what the features are compared with. The
+    samples are those of the loaders that the history was given, else of those that the guard was,
+    else of the trainer's, as :class:`TransferGuard` chooses them.
 
     Args:
         output: Folder. Default: ``report`` in the trainer's ``default_root_dir``.
@@ -171,6 +174,13 @@ class WriteReport(L.Callback):
         embedding: As for :func:`report`.
         form: As for :func:`report`.
         title: As for :func:`report`.
+
+    Raises:
+        ValueError: ``form`` or ``embedding`` is unknown. When the training starts: there is no
+            loader for a domain, several processes have a share of it each, the number of classes
+            is not that of the logits, or as :func:`collect` of a batch.
+        OutputError: When the training starts: the folder cannot be written to.
+        MissingExtraError: Matplotlib, scikit-learn or umap-learn is not there.
     """
 
     def __init__(
@@ -182,6 +192,7 @@ class WriteReport(L.Callback):
         form: Format = "html",
         title: str = "Transfer report",
     ) -> None:
+        _check_options(embedding, form)
         self.output = output
         self.classes = classes
         self.options: dict[str, Any] = {"embedding": embedding, "form": form, "title": title}
@@ -189,14 +200,18 @@ class WriteReport(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before the training what would keep the report from being written after it."""
         OutputFolder(self._folder(trainer))
-        domain_loaders(trainer, *self._given(trainer))
+        history = _first(trainer, LayerHistory)
+        layers = history.layers if history else ()
+        with torch.random.fork_rng([]):  # loaders draw seeds, and those are the training's
+            for loader in domain_loaders(trainer, *self._given(trainer)):
+                outputs = collect(pl_module, islice(loader, 1), layers=layers)
+                _names(self._classes(trainer), outputs)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes it."""
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         guard, history = _first(trainer, TransferGuard), _first(trainer, LayerHistory)
-        known = getattr(getattr(trainer, "datamodule", None), "classes", None)
         source, target = domain_loaders(trainer, *self._given(trainer))
         page = report(
             pl_module,
@@ -207,7 +222,7 @@ class WriteReport(L.Callback):
             history=history,
             verdict=None if guard is None else guard.verdict,
             layers=history.layers if history else (),
-            classes=known if self.classes is None else self.classes,
+            classes=self._classes(trainer),
             settings={**pl_module.hparams, "max_epochs": trainer.max_epochs},
             **self.options,
         )
@@ -216,9 +231,33 @@ class WriteReport(L.Callback):
     def _folder(self, trainer: L.Trainer) -> str:
         return self.output or os.path.join(trainer.default_root_dir, "report")
 
+    def _classes(self, trainer: L.Trainer) -> Sequence[str] | None:
+        known = getattr(getattr(trainer, "datamodule", None), "classes", None)
+        return known if self.classes is None else self.classes
+
     def _given(self, trainer: L.Trainer) -> tuple[Iterable[Any] | None, Iterable[Any] | None]:
-        history = _first(trainer, LayerHistory)
-        return (None, None) if history is None else (history.source, history.target)
+        others = [c for c in (_first(trainer, LayerHistory), _first(trainer, TransferGuard)) if c]
+        source = next((c.source for c in others if c.source is not None), None)
+        return source, next((c.target for c in others if c.target is not None), None)
+
+
+def _check_options(embedding: str, form: str) -> None:
+    require_extra("report", "train", "matplotlib", "sklearn")
+    for argument, value, kind in (("form", form, Format), ("embedding", embedding, Embedding)):
+        if value not in get_args(kind):
+            raise ValueError(
+                f"{argument} must be one of {', '.join(get_args(kind))}; got {value!r}"
+            )
+    if embedding == "umap" and find_spec("umap") is None:
+        raise MissingExtraError("embedding 'umap' needs umap-learn: pip install umap-learn")
+
+
+def _names(classes: Sequence[str] | None, outputs: Outputs) -> list[str]:
+    width = outputs.logits.shape[1]
+    names = [str(c) for c in (range(width) if classes is None else classes)]
+    if len(names) != width:
+        raise ValueError(f"classes must be the names of {width} classes; got {len(names)}")
+    return names
 
 
 def _first(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
