@@ -27,6 +27,7 @@ from fastmmd.train import (
     ImageFolders,
     ImageTransform,
     Pooled,
+    Tables,
     Texts,
     load_backbone,
 )
@@ -85,6 +86,24 @@ def test_images_in_folders(layout: str, tmp_path: Path) -> None:
     assert (inputs[:, 2] > inputs[:, 0]).float().mean(
         (1, 2)
     ).round().int().tolist() == labels.tolist()
+
+
+def test_predicted_images_have_paths(tmp_path: Path) -> None:
+    """In the order of the predictions: without samples that are trained on with their labels."""
+    root = write_images(tmp_path, "office31")
+    data = ImageFolders(root, "amazon", "dslr", size=8, target_labels_per_class=2)
+    paths = data.predict_paths()
+    assert paths is not None
+    assert {path.parent.parent.parent.name for path in paths} == {"dslr"}
+    predicted = torch.cat([labels for _, labels in data.predict_dataloader()])
+    assert [path.parent.name for path in paths] == [data.classes[i] for i in predicted]
+    assert len(set(paths)) == 8
+    alone = ImageFolders(root, ["amazon", "dslr"], size=8).predict_paths()
+    assert alone is not None
+    assert len(set(alone)) == 22
+    rows = ["a,b,label,domain", *(f"{i},{-i},x{i % 2},d{i // 8}" for i in range(16))]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    assert Tables(tmp_path / "rows.csv", "d0", "d1").predict_paths() is None
 
 
 def test_the_default_transform_resizes_cuts_and_normalises() -> None:

@@ -355,6 +355,18 @@ def test_predictions_of_several_loaders_follow_each_other(tmp_path: Path) -> Non
         write_predictions(tmp_path / "p.npz", [{"a": logits}])
 
 
+def test_predictions_of_files_name_them(tmp_path: Path) -> None:
+    logits, paths = torch.eye(3), [tmp_path / f"{i},x.png" for i in range(4)]
+    write_predictions(tmp_path / "p.npz", [logits], paths)
+    with np.load(tmp_path / "p.npz") as found:
+        assert found["paths"].tolist() == [str(path) for path in paths[:3]]
+    write_predictions(tmp_path / "p.csv", [logits], paths)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["row", "path", "class", "p0", "p1", "p2"]
+    assert [row["path"] for row in rows] == [str(path) for path in paths[:3]]
+
+
 def test_the_configuration_in_the_docs(
     repository: Path,
     tmp_path: Path,

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from fastmmd._output import OutputError, OutputFolder
 from fastmmd.compare.reading import InputError
 from fastmmd.train.checkpoints import AtomicCheckpointIO, EveryEpoch, check_architecture
+from fastmmd.train.datasets.domains import DomainData
 from fastmmd.train.predictions import check_name, write_predictions
 from fastmmd.train.quiet import quiet_lightning
 from fastmmd.train.shuffling import EpochSeed
@@ -60,7 +61,8 @@ class Trainer(L.Trainer):
         folder = OutputFolder(Path(output).parent)
         batches = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path)
         with folder.filling() as staging:
-            write_predictions(staging / Path(output).name, batches or [])
+            paths = datamodule.predict_paths() if isinstance(datamodule, DomainData) else None
+            write_predictions(staging / Path(output).name, batches or [], paths)
 
 
 class Commands(LightningCLI):

@@ -29,17 +29,21 @@ def check_name(path: str | os.PathLike[str]) -> None:
         raise InputError(f"--output {str(path)!r} must end in {' or '.join(_ENDINGS)}")
 
 
-def write_predictions(path: Path, batches: Sequence[Any]) -> None:
+def write_predictions(
+    path: Path, batches: Sequence[Any], paths: Sequence[Path] | None = None
+) -> None:
     """Writes classes and probabilities of batches of logits.
 
-    A ``.csv`` file has a line for each sample with the columns ``row`` (from 0), ``class`` and
-    ``p0``, ``p1``, ... An ``.npz`` file has the arrays ``classes`` [n], ``probabilities`` [n, C]
-    and ``logits`` [n, C].
+    A ``.csv`` file has a line for each sample with the columns ``row``, which counts the
+    predictions from 0, ``path`` if the samples are files, ``class`` and ``p0``, ``p1``, ... An
+    ``.npz`` file has the arrays ``classes`` [n], ``probabilities`` [n, C] and ``logits`` [n, C],
+    and ``paths`` [n].
 
     Args:
         path: The file, whose ending :func:`check_name` has found right.
         batches: Logits [b, C], as ``predict_step`` gave them; or a list of such lists, one for
             each loader, that are written one after the other.
+        paths: Files of the samples, in their order; those beyond n are not read.
 
     Raises:
         InputError: No samples, or predictions that are not logits.
@@ -54,11 +58,17 @@ def write_predictions(path: Path, batches: Sequence[Any]) -> None:
     logits = torch.cat(flat).float().cpu()
     probabilities = logits.softmax(1).numpy()
     classes = logits.argmax(1).numpy()
+    files = None if paths is None else [str(file) for file in paths[: len(classes)]]
     if path.suffix == ".npz":
-        np.savez(path, classes=classes, probabilities=probabilities, logits=logits.numpy())
+        arrays: dict[str, Any] = {"classes": classes, "probabilities": probabilities}
+        arrays |= {"logits": logits.numpy()} | ({} if files is None else {"paths": np.array(files)})
+        np.savez(path, **arrays)
         return
-    with path.open("w", newline="") as file:
+    # Names that are no text (of another encoding) are kept as the bytes that they are.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
-        table.writerow(["row", "class", *(f"p{c}" for c in range(logits.shape[1]))])
+        columns = [] if files is None else ["path"]
+        table.writerow(["row", *columns, "class", *(f"p{c}" for c in range(logits.shape[1]))])
         for row, (label, shares) in enumerate(zip(classes, probabilities, strict=True)):
-            table.writerow([row, label, *(f"{share:.6g}" for share in shares)])
+            of_row = [] if files is None else [files[row]]
+            table.writerow([row, *of_row, label, *(f"{share:.6g}" for share in shares)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -230,6 +232,10 @@ class DomainData(L.LightningDataModule):
             return self._loader(self.target_test)
         return self._loader(ConcatDataset([source.evaluate for source in self.sources]))
 
+    def predict_paths(self) -> list[Path] | None:
+        """The files of the samples of ``predict_dataloader``, if each has a file of its own."""
+        return _paths(self.predict_dataloader().dataset)
+
     def _split_sources(self) -> None:
         self.source_train: list[Dataset[Any]] = []
         self.source_val: list[Dataset[Any]] = []
@@ -325,6 +331,17 @@ def _check_classes(first: Domain, domain: Domain, same: bool) -> None:
             f"{first.name} and {domain.name} must have the same classes: {domain.name} lacks"
             f" {some(lacking)} and has {some(foreign)} besides"
         )
+
+
+def _paths(dataset: Any) -> list[Path] | None:
+    if isinstance(dataset, Subset):
+        whole = _paths(dataset.dataset)
+        return None if whole is None else [whole[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_paths(part) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        return list(chain(*known)) if len(known) == len(parts) else None
+    return getattr(dataset, "paths", None)
 
 
 def _pick(labels: Tensor, takes: Tensor, seed: int) -> tuple[list[int], list[int]]:
