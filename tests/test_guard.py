@@ -268,6 +268,15 @@ def test_loaders_that_lightning_has_not_yet_asked_for() -> None:
     assert history.accuracy["target"][-1] == collect(module, validation[1]).accuracy()
 
 
+def test_a_data_module_without_a_target_to_measure_on() -> None:
+    class Source(L.LightningDataModule):
+        train_dataloader = staticmethod(lambda: pair().train_dataloader())
+        val_dataloader = staticmethod(lambda: pair().val_dataloader())
+
+    with pytest.raises(ValueError, match="there is no target loader"):
+        fit(aligner(), Source(), TransferGuard())
+
+
 def test_a_share_of_the_samples_is_not_measured() -> None:
     trainer: Any = SimpleNamespace(world_size=2)
     loader = DataLoader(TensorDataset(*blobs(60, 0.0, 2)), 30)

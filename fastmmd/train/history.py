@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from fastmmd.functional import mmd2
@@ -33,17 +34,18 @@ def domain_loaders(
             f"the domains cannot be measured on the trainer's loaders, of which each of the"
             f" {trainer.world_size} processes has a share: give source and target"
         )
-    # It does so at the first validation, which may be after the first epoch.
+    # Lightning asks for them at the first validation, which may be long after the start.
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    found, data = trainer.val_dataloaders, getattr(trainer, "datamodule", None)
-    if found is None and data is not None and trainer.limit_val_batches:
+    found: Any = trainer.val_dataloaders
+    data: Any = getattr(trainer, "datamodule", None)
+    if found is None and trainer.limit_val_batches and _has(data, "val_dataloader"):
         found = data.val_dataloader()  # of a module that has no validation_step
     measured = list(found) if isinstance(found, list | tuple) else [found] if found else []
     if source is None and measured:
         source = measured[0]
     if target is None and len(measured) > 1:
         target = measured[1]
-    if target is None and data is not None:
+    if target is None and _has(data, "predict_dataloader"):
         target = data.predict_dataloader()
     for name, loader in (("source", source), ("target", target)):
         if loader is None:
@@ -51,6 +53,11 @@ def domain_loaders(
     assert source is not None
     assert target is not None
     return source, target
+
+
+def _has(data: Any, loader: str) -> bool:
+    """Whether there is a data module, and it has this loader of its own."""
+    return data is not None and is_overridden(loader, data)
 
 
 def layer_distances(
