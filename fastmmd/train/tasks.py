@@ -210,11 +210,10 @@ def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tenso
 def _cross_entropy(outputs: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
     """The mean over rows with a label; 0 where none has one, of which torch's mean is NaN."""
     weights = None if class_weights is None else class_weights.to(outputs.dtype)
-    whole = F.cross_entropy(outputs, labels, weight=weights, ignore_index=IGNORED, reduction="sum")
-    known = labels != IGNORED
-    rows = known if weights is None else known * weights[labels.clamp(min=0)]
-    count = rows.sum()
-    return whole / (count + (count == 0))  # a branch would wait for the GPU
+    mean = F.cross_entropy(outputs, labels, weight=weights, ignore_index=IGNORED)
+    # Only the value is NaN: rows without a label have the gradient 0 in any case. A branch would
+    # wait for the GPU.
+    return mean.masked_fill((labels == IGNORED).all(), 0.0)
 
 
 def _as_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
