@@ -1,4 +1,4 @@
-"""Interleaved timing: A B C, B C A, C A B, ... in one process.
+"""Interleaved timing: A B C, A C B, C A B, ... each round in another order.
 
 A machine that is shared, or changes its clock, is slow for seconds at a time. In interleaved rounds
 that reaches every lane alike, and a ratio is taken within a round, between neighbours in time. Each
@@ -78,7 +78,9 @@ def interleave(
         done = 0
         while done < rounds:
             shift = done % len(names)
-            for name in names[shift:] + names[:shift]:
+            # Turned round every other time: none always runs after the same other.
+            order = names[shift:] + names[:shift]
+            for name in order if done % 2 == 0 else reversed(order):
                 lane = lanes[name]
                 if calls.get(name) != 1:
                     latest = measure(lane, 1)

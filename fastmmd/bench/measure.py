@@ -27,6 +27,9 @@ __all__ = ["Duel", "default_threads", "duel", "machine", "run"]
 BASE, HEAD = "base", "head"
 # Medians of fewer rounds have no interval to speak of.
 LEAST_ROUNDS = 9
+# Of two builds: turns about as short as a time slice of the system, of which some are then not
+# disturbed at all, and many of them.
+TURN, MOST_ROUNDS = 0.01, 150
 # Over all rows: what disturbs the machine for a second is then not in all rounds of a row.
 SWEEPS = 3
 Say = Callable[[str], object]
@@ -211,7 +214,7 @@ def duel(
                 lanes[REFERENCE] = (workers[there[-1]], REFERENCE)
                 rounds = interleave(
                     lanes,  # type: ignore[arg-type]
-                    Budget(seconds, least=LEAST_ROUNDS),
+                    Budget(seconds, LEAST_ROUNDS, MOST_ROUNDS, TURN),
                     lambda lane, count: lane[0].seconds(lane[1], count),
                 )
                 taken[row.name] = _joined(taken.get(row.name), rounds)

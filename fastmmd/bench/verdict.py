@@ -1,17 +1,23 @@
 r"""Better, same, worse or unclear.
 
-The quantity is the time of the subject over that of the reference in the same round, t / r, whose
-median a slow second of the machine does not move. The change of a row from base to head is
+Of two runs, the quantity is the time of the subject over that of the reference in the same round,
+t / r, whose median a slow second of the machine does not move. The change from base to head is
 
 .. math:: \Delta = \operatorname{median} \log(t / r)_\text{head}
-          - \operatorname{median} \log(t / r)_\text{base},
+          - \operatorname{median} \log(t / r)_\text{base}.
 
-and where both were measured in the same rounds the median of the differences round by round, in
-which the reference cancels. Its interval comes from a bootstrap over blocks of neighbouring rounds
-(Kunsch, "The jackknife and the bootstrap for general stationary observations", Annals of
-Statistics 1989), as what disturbs one round often disturbs the next. A row is better or worse
-only if the interval is off 0, the change is above the thresholds, and so is the change of the best
-times: a machine that was busy through all rounds of a row moves medians, but seldom every round.
+Where both were measured in the same rounds it is the difference of the lower deciles of log t, in
+which no reference is needed: others only ever make a call slower, and among many short rounds some
+are undisturbed. The interval comes from a bootstrap over blocks of neighbouring rounds (Kunsch,
+"The jackknife and the bootstrap for general stationary observations", Annals of Statistics 1989),
+as what disturbs one round often disturbs the next.
+
+A row is better or worse only if the change is above the thresholds, its interval beyond half of the
+change, and the change of the best times above half of the thresholds.
+
+Two processes of one build differ too, by where their memory lies. Of several runs a side, runs are
+resampled first and rounds within them; where a side has a single run, a change has to be twice the
+thresholds. Of many rows some would be off by chance: the confidence grows with their number.
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ __all__ = ["Answer", "Thresholds", "Verdict", "compare", "judge"]
 
 Answer = Literal["better", "same", "worse", "unclear", "new", "gone"]
 _RESAMPLES = 4000
+_LOW = 0.1
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,11 @@ def judge(base: Series, head: Series, paired: bool, thresholds: Thresholds) -> V
     draw = np.random.default_rng(0)
     before, after = (np.asarray(s.subject) for s in (base, head))
     if paired:
-        logs = np.log(after) - np.log(before)
-        center = float(np.median(logs))
-        spread = np.median(_resampled(logs, draw), axis=1)
+        new, old = np.log(after), np.log(before)
+        center = float(np.quantile(new, _LOW) - np.quantile(old, _LOW))
+        rounds_of = _resampled(np.arange(len(new)), draw)  # the same of both
+        lows = (np.quantile(logs[rounds_of], _LOW, axis=1) for logs in (new, old))
+        spread = np.subtract(*lows)
         best = float(np.log(after.min()) - np.log(before.min()))
     else:
         old, new = (np.log(np.divide(s.subject, s.reference)) for s in (base, head))
