@@ -26,10 +26,8 @@ are mostly dropped.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -63,7 +61,11 @@ _FREEDOM = {LAPLACIAN: 1, MATERN_3_2: 3, MATERN_5_2: 5}
 _LEAST_WIDTH = 32  # of a Hadamard matrix: a narrow one has few different rows
 _AT_ONCE = 1 << 18  # numbers that are made in float64 before they are rounded
 
-_Array = npt.NDArray[Any]
+# NumPy is imported where it is used: most programs draw no frequencies.
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    _Array = npt.NDArray[Any]
 
 
 class Frequencies(NamedTuple):
@@ -88,18 +90,26 @@ class Stream:
     """
 
     def __init__(self, seed: int, stream: int) -> None:
+        import numpy as np
+
         self._generator = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
 
     def bits(self, count: int) -> _Array:
         """Words of 64 bits, [count]."""
+        import numpy as np
+
         return np.asarray(self._generator.random_raw(count), dtype=np.uint64)
 
     def uniform(self, count: int) -> _Array:
         """Numbers between 0 and 1, both excluded, [count]."""
+        import numpy as np
+
         return ((self.bits(count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
     def normal(self, rows: int, width: int) -> _Array:
         """Standard normal numbers, [rows, width]; the same in one call or several."""
+        import numpy as np
+
         half = (width + 1) // 2
         u = self.uniform(2 * rows * half).reshape(rows, 2, half)
         length, angle = np.sqrt(-2 * np.log(u[:, 0])), 2 * math.pi * u[:, 1]
@@ -129,6 +139,7 @@ def draw(family: int, shape: float, scheme: int, d: int, count: int, seed: int) 
     Returns:
         The frequencies and phases.
     """
+    import numpy as np
 
     def stream(role: int) -> Stream:
         return Stream(seed, 8 * family + role)
@@ -187,6 +198,8 @@ def dense(radii: Tensor, signs: Tensor, d: int, block: int | None = None) -> Ten
 
 def _lengths(count: int, width: int, stream: Stream) -> _Array:
     """Of standard normal vectors of that width, [count]."""
+    import numpy as np
+
     step = max(1, _AT_ONCE // width)
     parts = [
         np.sqrt(np.square(stream.normal(min(step, count - i), width)).sum(axis=1))
@@ -197,6 +210,8 @@ def _lengths(count: int, width: int, stream: Stream) -> _Array:
 
 def _radii(family: int, shape: float, count: int, stream: Stream) -> _Array:
     """Of the mixture of Gaussians, [count]."""
+    import numpy as np
+
     if family == GAUSSIAN:
         return np.ones(count)
     if family == INVERSE_MULTIQUADRIC:
@@ -213,6 +228,8 @@ def _gamma(shape: float, count: int, stream: Stream) -> _Array:
 
     Below a shape of 1 they are those of ``shape + 1`` times ``u^(1 / shape)``.
     """  # noqa: D205
+    import numpy as np
+
     boost = stream.uniform(count) ** (1 / shape) if shape < 1 else np.ones(count)
     d = (shape + 1 if shape < 1 else shape) - 1 / 3
     made, missing = np.empty(count), np.arange(count)
