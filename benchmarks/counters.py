@@ -37,7 +37,7 @@ _INSIDE = """
 import ctypes, json, sys
 import numpy, torch
 sys.path.insert(0, sys.argv[2])
-from worker import isolate
+from worker import isolate, load
 isolate(sys.argv[1])
 if sys.argv[3] != "-":
     counter = ctypes.CDLL(sys.argv[3])
@@ -47,7 +47,7 @@ if sys.argv[3] != "-":
     sys.exit()
 import fastmmd as fm
 
-told = importlib.import_module("clock")
+_, told = load(sys.argv[1])
 torch.set_num_threads(1)
 found = {}
 for n, d in json.loads(sys.argv[4]):
