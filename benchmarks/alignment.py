@@ -1,8 +1,9 @@
 """Digits read by a network that was taught on digits of other origin: `-m benchmarks.alignment`.
 
-The network, the optimiser, the batches and the number of steps are the same for all; nothing is
-chosen by target labels, which are looked at once, after the last step. Prints a table and writes
-alignment.json.
+The network, the batches and the number of steps are the same for all. Learning rate and weight are
+chosen first, for each direction, from a grid by the validators of ``fastmmd.train.rank``, with a
+seed that does not count; target labels are looked at once, after the last step of the trainings
+with the chosen setting. Prints a table and writes alignment.json.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,11 +25,13 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import ROOT
+from fastmmd.bench.builds import commit_of
 from fastmmd.bench.machine import describe
 from fastmmd.demo.experiment import quiet_lightning
-from fastmmd.train import Aligner, DomainPair, EpochSeed
+from fastmmd.train import Aligner, DomainPair, EpochSeed, Outputs, Ranking, collect, rank
 
 FILE = "mnist_usps_long.npz"
 DIRECTIONS = (("usps", "mnist"), ("mnist", "usps"))
@@ -51,6 +55,13 @@ class Settings:
     learning_rate: float = 3e-3  # AdamW, annealed to 0 by half a cosine
     weight: float = 1.0
     schedule: str = "dann"
+
+
+# What the validators choose from, for each direction, by trainings of "aligned".
+WEIGHTS = (0.3, 1.0, 3.0)
+LEARNING_RATES = (1e-3, 3e-3)
+SELECTION_SEED = 1000  # of a training to choose by; none that counts has it
+HELD_OUT = 0.2  # the share of the source that such a training does not see
 
 
 def load(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -106,6 +117,56 @@ def train(
     return aligner
 
 
+def grid(settings: Settings) -> list[Settings]:
+    """The settings to choose from. Of those that tie, the first is taken."""
+    return [
+        replace(settings, learning_rate=rate, weight=weight)
+        for rate in LEARNING_RATES
+        for weight in WEIGHTS
+    ]
+
+
+def candidate(
+    source: tuple[Tensor, Tensor], target: Tensor, settings: Settings
+) -> tuple[Outputs, Outputs]:
+    """What the validators look at: outputs of held-out source and of target images."""
+    images, labels = source
+    generator = torch.Generator().manual_seed(SELECTION_SEED)
+    order = torch.randperm(len(images), generator=generator)
+    held_out, seen = order.tensor_split([round(HELD_OUT * len(order))])
+    part = images[seen], labels[seen]
+    aligner = train(part, target, SELECTION_SEED, settings, **METHODS["aligned"])
+    sets = TensorDataset(images[held_out], labels[held_out]), TensorDataset(target)
+    of_source, of_target = (collect(aligner, DataLoader(s, settings.batch_size)) for s in sets)
+    return of_source, of_target
+
+
+def select(
+    source: tuple[Tensor, Tensor],
+    target: Tensor,
+    choices: Sequence[Settings],
+    through: Callable[..., Iterable[tuple[Outputs, Outputs]]] = map,
+) -> tuple[Settings, Ranking]:
+    """The setting of the best mean rank, and how all were ranked. Target labels do not come here.
+
+    Args:
+        source: Images and labels.
+        target: Images.
+        choices: What to choose from.
+        through: As ``map``, such as the one of a pool of processes.
+    """
+    count = len(choices)
+    found = through(candidate, [source] * count, [target] * count, choices)
+    runs = {name_of(c): outputs for c, outputs in zip(choices, found, strict=True)}
+    ranking = rank(runs)
+    return choices[ranking.runs.index(ranking.best[0])], ranking
+
+
+def name_of(settings: Settings) -> str:
+    """What tells the settings of the grid apart."""
+    return f"learning rate {settings.learning_rate:g}, weight {settings.weight:g}"
+
+
 @torch.no_grad()
 def accuracy(aligner: Aligner, domain: tuple[Tensor, Tensor]) -> float:
     """In percent."""
@@ -116,22 +177,40 @@ def accuracy(aligner: Aligner, domain: tuple[Tensor, Tensor]) -> float:
 
 def measure(
     folder: Path, seeds: int, settings: Settings, others: bool, jobs: int
-) -> list[dict[str, Any]]:
-    """A row for each direction, method and seed; the other methods with the first seed alone."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What was chosen and why; a row for each direction, method and seed.
+
+    The methods that are no part of the comparison have the first seed alone.
+    """
     plan = [(name, seed) for seed in range(seeds) for name in METHODS]
     plan += [(name, 0) for name in OTHERS if others]
-    rows = []
+    chosen, selection, rows = {}, {}, []
     # Networks this small gain nothing from threads: each training has one, and a process.
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        for source, target in DIRECTIONS:
+            domains = load(folder)
+            images, _ = domains[target]
+            setting, ranking = select(domains[source], images, grid(settings), pool.map)
+            chosen[source, target] = setting
+            selection[f"{source} to {target}"] = {
+                "chosen": asdict(setting),
+                "seed": SELECTION_SEED,
+                "held_out": HELD_OUT,
+                "runs": ranking.runs,
+                "scores": ranking.scores,
+                "mean_ranks": ranking.mean_ranks,
+                "best": ranking.best,
+            }
+            print(f"{source} to {target}\n\n{ranking}\n", flush=True)
         tasks = [
-            pool.submit(row, folder, *direction, name, seed, settings)
+            pool.submit(row, folder, *direction, name, seed, chosen[direction])
             for name, seed in plan
             for direction in DIRECTIONS
         ]
         for task in tasks:
             rows.append(task.result())
             print(json.dumps(rows[-1]), flush=True)
-    return rows
+    return selection, rows
 
 
 def row(
@@ -187,11 +266,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None or not (options.data / FILE).is_file():
         parser.error(f"--data (or FASTMMD_TEST_DATA) must name a folder with {FILE}")
-    settings = Settings(epochs=options.epochs)
-    rows = measure(options.data, options.seeds, settings, not options.no_others, options.jobs)
+    settings, commit = Settings(epochs=options.epochs), commit_of(ROOT)
+    selection, rows = measure(
+        options.data, options.seeds, settings, not options.no_others, options.jobs
+    )
     print(table(rows))
     options.output.mkdir(parents=True, exist_ok=True)
-    record = {"machine": describe(), "settings": asdict(settings), "rows": rows}
+    record = {
+        "machine": describe(),
+        "commit": commit,
+        "command": f"python -m benchmarks.alignment --seeds {options.seeds} --epochs"
+        f" {options.epochs}" + " --no-others" * options.no_others,
+        "selection": selection,
+        "rows": rows,
+    }
     (options.output / "alignment.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
