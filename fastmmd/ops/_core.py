@@ -169,6 +169,27 @@ def third_order(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
+def differentiable(
+    name: str,
+    formula: Callable[..., Any],
+    setup_context: Callable[..., None] = lambda ctx, inputs, output: None,
+) -> type[torch.autograd.Function]:
+    """Registers the formula of the gradient of ``fastmmd::name``.
+
+    Returns:
+        The operator for torch.func, which does not take the formula of an operator.
+    """
+    torch.library.register_autograd(f"fastmmd::{name}", formula, setup_context=setup_context)
+    op = getattr(torch.ops.fastmmd, name)
+    members = {
+        "forward": lambda *args: op(*args),
+        "setup_context": setup_context,
+        "backward": formula,
+    }
+    statics = {member: staticmethod(function) for member, function in members.items()}
+    return type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **statics})
+
+
 Rule = Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]
 
 

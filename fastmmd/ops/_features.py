@@ -21,6 +21,7 @@ from fastmmd.ops._core import (
     DTYPES,
     address,
     buffer,
+    differentiable,
     doubles,
     loop,
     native,
@@ -367,10 +368,6 @@ def _third_order(ctx: Any, *grads: Tensor | None) -> NoReturn:
     )
 
 
-def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
 for _device in ("CPU", "CUDA"):
     torch.library.impl("fastmmd::feature_mean", _device, _forward)
     torch.library.impl("fastmmd::feature_mean_backward", _device, _backward)
@@ -378,47 +375,11 @@ for _device in ("CPU", "CUDA"):
 torch.library.register_fake("fastmmd::feature_mean", _forward_fake)
 torch.library.register_fake("fastmmd::feature_mean_backward", _backward_fake)
 torch.library.register_fake("fastmmd::feature_mean_second", _second_fake)
-torch.library.register_autograd("fastmmd::feature_mean", _autograd, setup_context=_setup_context)
-torch.library.register_autograd(
-    "fastmmd::feature_mean_backward", _backward_autograd, setup_context=_backward_setup_context
+_Transformed = differentiable("feature_mean", _autograd, _setup_context)
+_TransformedBackward = differentiable(
+    "feature_mean_backward", _backward_autograd, _backward_setup_context
 )
-torch.library.register_autograd("fastmmd::feature_mean_second", _third_order)
-
-
-class _Transformed(torch.autograd.Function):
-    """``fastmmd::feature_mean`` for torch.func, which does not take the formula of an operator."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_autograd)
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastmmd.feature_mean(*args)
-
-
-class _TransformedBackward(torch.autograd.Function):
-    """``fastmmd::feature_mean_backward`` for torch.func."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(_backward_setup_context)
-    backward = staticmethod(_backward_autograd)
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastmmd.feature_mean_backward(*args)
-
-
-class _TransformedSecond(torch.autograd.Function):
-    """``fastmmd::feature_mean_second`` for torch.func."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(_no_context)
-    backward = staticmethod(_third_order)
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastmmd.feature_mean_second(*args)
+_TransformedSecond = differentiable("feature_mean_second", _third_order)
 
 
 for _name in ("feature_mean", "feature_mean_backward", "feature_mean_second"):

@@ -22,6 +22,7 @@ from fastmmd.ops._core import (
     at_points,
     buffer,
     cut,
+    differentiable,
     doubles,
     loop,
     native,
@@ -343,7 +344,7 @@ def _mmd2_autograd(ctx: Any, grad: Tensor | None, *grads: Tensor | None) -> tupl
 torch.library.impl("fastmmd::mmd2", "CPU", _mmd2)
 torch.library.impl("fastmmd::mmd2", "CUDA", _mmd2)
 torch.library.register_fake("fastmmd::mmd2", _mmd2_fake)
-torch.library.register_autograd("fastmmd::mmd2", _mmd2_autograd, setup_context=_mmd2_setup_context)
+_Transformed = differentiable("mmd2", _mmd2_autograd, _mmd2_setup_context)
 
 
 def _mmd2_backward(*args: Any) -> tuple[Tensor, ...]:
@@ -420,34 +421,7 @@ def _mmd2_backward_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
 torch.library.impl("fastmmd::mmd2_backward", "CPU", _mmd2_backward)
 torch.library.impl("fastmmd::mmd2_backward", "CUDA", _mmd2_backward)
 torch.library.register_fake("fastmmd::mmd2_backward", _mmd2_backward_fake)
-torch.library.register_autograd("fastmmd::mmd2_backward", third_order)
-
-
-class _Transformed(torch.autograd.Function):
-    """``fastmmd::mmd2`` for torch.func, which does not take the formula of an operator."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(_mmd2_setup_context)
-    backward = staticmethod(_mmd2_autograd)
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastmmd.mmd2(*args)
-
-
-class _TransformedBackward(torch.autograd.Function):
-    """``fastmmd::mmd2_backward`` for torch.func."""
-
-    generate_vmap_rule = True
-    backward = staticmethod(third_order)
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastmmd.mmd2_backward(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+_TransformedBackward = differentiable("mmd2_backward", third_order)
 
 
 def _mmd2_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

@@ -23,6 +23,7 @@ from fastmmd.ops._core import (
     at_points,
     buffer,
     cut,
+    differentiable,
     doubles,
     loop,
     native,
@@ -193,19 +194,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.impl("fastmmd::kernel_sum", "CPU", _run)
 torch.library.impl("fastmmd::kernel_sum", "CUDA", _run)
 torch.library.register_fake("fastmmd::kernel_sum", _fake)
-torch.library.register_autograd("fastmmd::kernel_sum", _autograd, setup_context=_setup_context)
-
-
-class _Transformed(torch.autograd.Function):
-    """``fastmmd::kernel_sum`` for torch.func, which does not take the formula of an operator."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_autograd)
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.fastmmd.kernel_sum(*args)
+_Transformed = differentiable("kernel_sum", _autograd, _setup_context)
 
 
 register_vmap("kernel_sum", loop(torch.ops.fastmmd.kernel_sum))
