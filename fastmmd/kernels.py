@@ -390,7 +390,21 @@ class Matern(_Radial):
         return [f"nu={self.nu}"]
 
 
-class Energy(Kernel):
+class _Bare(Kernel):
+    """One term without parameters."""
+
+    _family: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constant_terms = self._make_terms()
+
+    def _make_terms(self, device: torch.device | None = None) -> Terms:
+        one = numbers([1.0], device)
+        return Terms((self._family,), one, one, (0.0, 0.0), (FIXED,), (0,))
+
+
+class Energy(_Bare):
     """The energy kernel, ``k(x, y) = -|x - y|`` with the Euclidean norm.
 
     MMD^2 with it is the energy distance ``2 E|x - y| - E|x - x'| - E|y - y'|`` (Sejdinovic et
@@ -399,12 +413,7 @@ class Energy(Kernel):
     y.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._constant_terms = self._make_terms()
-
-    def _make_terms(self, device: torch.device | None = None) -> Terms:
-        return _one_term(ENERGY, device)
+    _family = ENERGY
 
 
 class Polynomial(Kernel):
@@ -459,7 +468,7 @@ class Polynomial(Kernel):
         return f"Polynomial({', '.join(parts)})"
 
 
-class Linear(Kernel):
+class Linear(_Bare):
     """The linear kernel ``<x, y>``.
 
     Biased MMD^2 with it is the squared distance of the two means; nothing else of the samples
@@ -473,15 +482,10 @@ class Linear(Kernel):
         tensor(25.)
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._constant_terms = self._make_terms()
-
-    def _make_terms(self, device: torch.device | None = None) -> Terms:
-        return _one_term(LINEAR, device)
+    _family = LINEAR
 
 
-class Cosine(Kernel):
+class Cosine(_Bare):
     """The cosine kernel ``<x, y> / (|x| |y|)``; it and its gradients are 0 where a norm is 0.
 
     The linear kernel of the points' directions.
@@ -494,12 +498,7 @@ class Cosine(Kernel):
         tensor(0.5429)
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._constant_terms = self._make_terms()
-
-    def _make_terms(self, device: torch.device | None = None) -> Terms:
-        return _one_term(COSINE, device)
+    _family = COSINE
 
 
 class Sum(Kernel):
@@ -627,11 +626,6 @@ def _bank(
     else:
         coefficients = numbers(cast(Sequence[float], weights), scales.device)
     return Terms((family,) * size, scales, coefficients, shape * size, (unit,) * size, (0,) * size)
-
-
-def _one_term(family: int, device: torch.device | None) -> Terms:
-    one = numbers([1.0], device)
-    return Terms((family,), one, one, (0.0, 0.0), (FIXED,), (0,))
 
 
 def _check_device(name: str, tensor: Tensor, device: torch.device | None) -> None:
