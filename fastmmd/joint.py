@@ -93,8 +93,8 @@ def joint_mmd2(
     ]
     widths = tuple(t.shape[-1] for t in x)
     terms = product_terms(parts)
-    joined = _joined(x), _joined(y)
-    return ops.mmd2(*joined, x_weights, y_weights, terms, number, size, widths)
+    points = side_by_side(x), side_by_side(y)
+    return ops.mmd2(*points, x_weights, y_weights, terms, number, size, widths)
 
 
 def product_terms(parts: Sequence[Terms]) -> Terms:
@@ -137,7 +137,7 @@ def _check_layers(name: str, layers: Any) -> list[Tensor]:
     return list(layers)
 
 
-def _joined(layers: Sequence[Tensor]) -> Tensor:
+def side_by_side(layers: Sequence[Tensor]) -> Tensor:
     """The layers side by side, in the widest of their dtypes."""
     dtype = layers[0].dtype
     for t in layers[1:]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fastmmd as fm
-from fastmmd.train import Activations, Aligner, LayerwiseAlignment
+from fastmmd.train import Activations, Aligner, JointAlignment, LayerwiseAlignment
 from fastmmd.train.distributed import gather_rows, global_discrepancy
 
 CLASSES = 3
@@ -35,6 +35,9 @@ ALIGNMENTS: dict[str, Any] = {
     "polynomial": lambda: fm.MMDLoss(fm.Polynomial(2) + fm.Energy(), "unbiased"),
     "learnable": lambda: fm.MMDLoss(fm.Learnable(0.5) * fm.Laplacian(fm.Learnable(2.0))),
     "linear": lambda: fm.MMDLoss(estimator="linear"),
+    "joint": lambda: JointAlignment(
+        fm.Laplacian(fm.Learnable(2.0)) + fm.Polynomial(2), fm.Gaussian("median"), "unbiased"
+    ),
     **{
         name: lambda name=name: name
         for name in ("ddc", "dan", "jan", "dsan", "can", "coral", "energy", "random_features")

@@ -14,7 +14,7 @@ import torch
 from distributed_worker import ALIGNMENTS, CASES, ROWS, SEEDS_RUN, batch_of, case_of, one_step
 from tolerance import SEEDS, Case, Results, check, threads
 
-from fastmmd.train import Activations, LayerwiseAlignment, distributed
+from fastmmd.train import Activations, JointAlignment, LayerwiseAlignment, distributed
 from fastmmd.train.distributed import global_discrepancy, global_mean
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -185,7 +185,13 @@ def test_a_subclass_computes_the_whole_by_its_own_forward() -> None:
         def _pairs(self, source: Activations, target: Activations) -> Any:
             return [(source.logits, target.logits)]
 
+    class Logarithms(JointAlignment):
+        @staticmethod
+        def _layers(side: Activations) -> list[torch.Tensor]:
+            return [side.features, side.logits.log_softmax(1)]
+
     x = Activations({"features": torch.randn(5, 3)}, torch.randn(5, 2))
-    assert LayerwiseAlignment().share(x, x, x, x) is not None
-    assert Squared().share(x, x, x, x) is None
-    assert Logits().share(x, x, x, x) is None
+    for alignment in (LayerwiseAlignment(), JointAlignment(estimator="unbiased")):
+        assert alignment.share(x, x, x, x) is not None
+    for alignment in (Squared(), Logits(), Logarithms(), JointAlignment(estimator="linear")):
+        assert alignment.share(x, x, x, x) is None

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fastmmd.checks import BIASED, ESTIMATORS, UNBIASED
 from fastmmd.classwise import check_presence, class_conditional_mmd2, local_mmd2
+from fastmmd.joint import joint_mmd2
 from fastmmd.kernels import Gaussian, Kernel, as_kernel
-from fastmmd.losses import CORALLoss, EnergyDistanceLoss, JointMMDLoss, MMDLoss
+from fastmmd.losses import CORALLoss, EnergyDistanceLoss, MMDLoss
 from fastmmd.random_features import RandomFeatureMMDLoss
 from fastmmd.train.distributed import mmd2_share
 from fastmmd.train.gradients import scale_gradients
@@ -138,11 +139,10 @@ class LayerwiseAlignment(Alignment):
         self, source: Activations, target: Activations, sources: Activations, targets: Activations
     ) -> Tensor | None:
         """The share of the MMD, biased or unbiased; None for other losses and sums of them."""
-        # Not a subclass, of this or of the loss: nobody knows what its forward does.
-        own_ways = ("forward", "_pairs")
-        if any(getattr(type(self), n) is not getattr(LayerwiseAlignment, n) for n in own_ways):
-            return None
         loss = self.loss
+        # Not of a subclass, of this or of the loss: nobody knows what its forward does.
+        if _overrides(self, LayerwiseAlignment, "forward", "_pairs"):
+            return None
         if type(loss) not in (MMDLoss, EnergyDistanceLoss) or not isinstance(loss, MMDLoss):
             return None
         number = ESTIMATORS[loss.estimator]
@@ -150,7 +150,7 @@ class LayerwiseAlignment(Alignment):
             return None
         own, everyone = self._pairs(source, target), self._pairs(sources, targets)
         return total(
-            mmd2_share(x, y, all_x, all_y, loss.kernel, number)
+            mmd2_share([x], [y], [all_x], [all_y], [loss.kernel], number)
             for (x, y), (all_x, all_y) in zip(own, everyone, strict=True)
         )
 
@@ -190,10 +190,26 @@ class JointAlignment(Alignment):
 
     def forward(self, source: Activations, target: Activations) -> Tensor:
         """The discrepancy, a scalar."""
-        kernels = [*[self.kernel] * len(source.layers), self.softmax_kernel]
-        loss = JointMMDLoss(kernels, self.estimator)
-        x, y = ([*side.layers.values(), side.logits.softmax(1)] for side in (source, target))
-        return loss(x, y)
+        x, y = self._layers(source), self._layers(target)
+        return joint_mmd2(x, y, self._kernels(x), self.estimator)
+
+    def share(
+        self, source: Activations, target: Activations, sources: Activations, targets: Activations
+    ) -> Tensor | None:
+        """The share of the joint MMD, biased or unbiased; None for other estimators."""
+        number = ESTIMATORS[self.estimator]
+        own_way = _overrides(self, JointAlignment, "forward", "_kernels", "_layers")
+        if own_way or number not in (BIASED, UNBIASED):
+            return None
+        x, y, all_x, all_y = map(self._layers, (source, target, sources, targets))
+        return mmd2_share(x, y, all_x, all_y, self._kernels(x), number)
+
+    def _kernels(self, layers: Sequence[Tensor]) -> list[Kernel]:
+        return [*[self.kernel] * (len(layers) - 1), self.softmax_kernel]
+
+    @staticmethod
+    def _layers(side: Activations) -> list[Tensor]:
+        return [*side.layers.values(), side.logits.softmax(1)]
 
 
 class LocalAlignment(Alignment):
@@ -273,6 +289,11 @@ def required_labels(source: Activations, name: str) -> Tensor:
     if source.labels is None:
         raise ValueError(f"{name} needs the labels of the source, got None")
     return source.labels
+
+
+def _overrides(alignment: Alignment, base: type[Alignment], *names: str) -> bool:
+    """Whether the class of an alignment has another one of these methods than the base has."""
+    return any(getattr(type(alignment), name) is not getattr(base, name) for name in names)
 
 
 def total(losses: Iterable[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastmmd import ops
 from fastmmd.checks import CROSS, UNBIASED, check_points
 from fastmmd.functional import fixed_terms
+from fastmmd.joint import product_terms, side_by_side
 from fastmmd.kernels import Kernel
 from fastmmd.terms import Terms
 from fastmmd.train.gradients import scale_gradients, with_value
@@ -107,9 +108,14 @@ def global_mean(values: Tensor) -> Tensor:
 
 
 def mmd2_share(
-    x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, kernel: Kernel, estimator: int
+    x: Sequence[Tensor],
+    y: Sequence[Tensor],
+    all_x: Sequence[Tensor],
+    all_y: Sequence[Tensor],
+    kernels: Sequence[Kernel],
+    estimator: int,
 ) -> Tensor:
-    r"""The share of some rows in the MMD^2 of all.
+    r"""The share of some rows in the MMD^2 of all, by the product of one kernel for each layer.
 
     The MMD^2 is ``sum_ij a_i a_j k(z_i, z_j)`` over all points z of both samples, with signed
     weights a; the share is the sum over the given i and all j. As k is symmetric, the derivative of
@@ -117,11 +123,12 @@ def mmd2_share(
     look at all points.
 
     Args:
-        x: Rows of this process, [n, d].
-        y: Rows of this process, [m, d].
-        all_x: Rows of all processes, [N, d], x among them. Constants.
-        all_y: Rows of all processes, [M, d].
-        kernel: The kernel.
+        x: Rows of this process of L layers, each [n, d_l].
+        y: Rows of this process, each [m, d_l].
+        all_x: Rows of all processes, each [N, d_l], x among them. Constants.
+        all_y: Rows of all processes, each [M, d_l].
+        kernels: L kernels; of one layer the MMD is :func:`fastmmd.mmd2`, of several it is
+            :func:`fastmmd.joint_mmd2`.
         estimator: Number of ``"biased"`` or ``"unbiased"``.
 
     Returns:
@@ -131,23 +138,30 @@ def mmd2_share(
         TypeError: As :func:`fastmmd.mmd2`, of all rows.
         ValueError: As :func:`fastmmd.mmd2`, of all rows.
     """
-    check_points(all_x, all_y, estimator)
-    terms = fixed_terms(all_x, all_y, kernel.terms_for(all_x, all_y))
-    size_x, size_y = len(all_x), len(all_y)
-    columns = torch.zeros(size_x + size_y, 2, dtype=all_x.dtype, device=all_x.device)
+    parts = []
+    for kernel, of_x, of_y in zip(kernels, all_x, all_y, strict=True):
+        check_points(of_x, of_y, estimator)
+        parts.append(fixed_terms(of_x, of_y, kernel.terms_for(of_x, of_y)))
+    widths = tuple(t.shape[-1] for t in all_x) if len(parts) > 1 else None
+    terms = product_terms(parts) if widths else parts[0]
+    own_x, own_y = side_by_side(x), side_by_side(y)
+    everyone = torch.cat([side_by_side(all_x), side_by_side(all_y)])
+    size_x, size_y = len(all_x[0]), len(all_y[0])
+    columns = torch.zeros(size_x + size_y, 2, dtype=everyone.dtype, device=everyone.device)
     columns[:size_x, 0] = 1
     columns[size_x:, 1] = 1
-    everyone = torch.cat([all_x, all_y])
-    own = scale_gradients([torch.cat([x, y])], 2.0)[0]
-    sums = ops.kernel_sum(own, everyone, columns, terms).double()  # with all of x, with all of y
-    of_x, of_y = sums.split([len(x), len(y)])
-    within_x, within_y = of_x[:, 0].sum(), of_y[:, 1].sum()
+    own = scale_gradients([torch.cat([own_x, own_y])], 2.0)[0]
+    # With all of x, with all of y.
+    sums = ops.kernel_sum(own, everyone, columns, terms, widths).double()
+    sizes = [len(own_x), len(own_y)]
+    with_x, with_y = sums.split(sizes)
+    within_x, within_y = with_x[:, 0].sum(), with_y[:, 1].sum()
     pairs_x, pairs_y = size_x * size_x, size_y * size_y
     if estimator == UNBIASED:
-        diagonal_x, diagonal_y = _diagonal(own, terms).split([len(x), len(y)])
+        diagonal_x, diagonal_y = _diagonal(own, terms, widths).split(sizes)
         within_x, within_y = within_x - diagonal_x.sum(), within_y - diagonal_y.sum()
         pairs_x, pairs_y = size_x * (size_x - 1), size_y * (size_y - 1)
-    across = (of_x[:, 1].sum() + of_y[:, 0].sum()) / (size_x * size_y)
+    across = (with_x[:, 1].sum() + with_y[:, 0].sum()) / (size_x * size_y)
     return within_x / pairs_x + within_y / pairs_y - across
 
 
@@ -178,10 +192,10 @@ def gather_rows(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return found
 
 
-def _diagonal(z: Tensor, terms: Terms) -> Tensor:
+def _diagonal(z: Tensor, terms: Terms, widths: Sequence[int] | None) -> Tensor:
     """k(z_i, z_i), [n], with the derivative in the first argument alone."""
     points = z.unsqueeze(1)  # batches of one point each
-    value: Tensor = ops.mmd2(points, points.detach(), None, None, terms, CROSS, 0)
+    value: Tensor = ops.mmd2(points, points.detach(), None, None, terms, CROSS, 0, widths)
     return value.double()
 
 
