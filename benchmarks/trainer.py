@@ -1,10 +1,11 @@
-"""What the trainer adds to a training step: `python -m benchmarks.trainer -o FOLDER`.
+"""What the trainers add to a training step: `python -m benchmarks.trainer -o FOLDER`.
 
-Three trainings of the demo's network with the same loss, optimiser and batches take turns in one
-process: one by `fastmmd.train.Aligner`, one by a LightningModule that has nothing but the step, and
-one by a bare PyTorch loop. A step is timed
-from the end of the one before it to its own, with the fetching of its batch; what a trainer does
-once, before its first step, does not count.
+Of `fastmmd.train.Aligner` and of `FineTuner`: three trainings of the demo's network with the same
+loss, optimiser, schedule and batches take turns in one process, one by the trainer, one by a
+LightningModule that has nothing but the step, and one by a bare PyTorch loop. A step of either
+passes as many images through the network. It is timed from the end of the one before it to its own,
+with the fetching of its batch; what a trainer does once, before its first step, does not count.
+Prints a table and writes trainer.json.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -21,15 +23,124 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import fastmmd as fm
-from fastmmd.bench.machine import describe
-from fastmmd.demo.experiment import modules, quiet_lightning
-from fastmmd.train import Aligner, DomainPair, alignment_weight
+from benchmarks import ROOT
+from fastmmd.bench.builds import commit_of
+from fastmmd.bench.machine import Disturbance, describe
+from fastmmd.demo.experiment import CLASSES, FEATURES, modules, quiet_lightning
+from fastmmd.train import Aligner, DomainPair, FineTuner, alignment_weight
 
-BATCH = 128  # per domain
+BATCH = 256  # images of a step: of one domain, or half of each of two
 STEPS = 12  # of a turn
+LANES = ("trainer", "lightning", "loop")
+RATE = 1e-3
+annealing = torch.optim.lr_scheduler.CosineAnnealingLR
+
+
+class Network(nn.Module):
+    """The demo's, newly initialised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = modules()
+        self.features = nn.Sequential(parts["backbone"], parts["bottleneck"])
+        self.classifier = parts["classifier"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trainer, and the step that it is to make."""
+
+    trainer: Callable[[Network], L.LightningModule]
+    objective: Callable[[Network, Any, float], Tensor]  # of a batch and the share of steps done
+    loader: Callable[[], Iterable[Any]]
+    batch: Callable[[Any], Any] = lambda item: item  # that a bare loop finds in the loader's items
+
+
+def noise(images: int) -> TensorDataset:
+    """Of the shape of the demo's digits, with labels."""
+    generator = torch.Generator().manual_seed(images)
+    points = torch.rand(images, 1, 28, 28, generator=generator)
+    return TensorDataset(points, torch.randint(CLASSES, (images,), generator=generator))
+
+
+def two_domains() -> Iterable[Any]:
+    """Batches of both."""
+    half = BATCH // 2
+    source = noise(STEPS * half)
+    target = TensorDataset(source.tensors[0].flip(0))
+    return DomainPair(source, target, batch_size=half, seed=0).train_dataloader()
+
+
+def one_domain() -> Iterable[Any]:
+    """Batches of inputs and labels."""
+    order = torch.Generator().manual_seed(0)
+    return DataLoader(noise(STEPS * BATCH), BATCH, shuffle=True, generator=order)
+
+
+def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=RATE)
+
+
+def aligner(network: Network) -> L.LightningModule:
+    return Aligner(
+        *network.features,
+        network.classifier,
+        num_classes=CLASSES,
+        optimizer=make_optimizer,
+        scheduler=annealing,
+    )
+
+
+def alignment(network: Network, batch: Any, share: float) -> Tensor:
+    """The aligner's objective, written out."""
+    (x, y), (z,) = batch["source"], batch["target"]
+    source, target = network.features(torch.cat((x, z))).split((len(x), len(z)))
+    task = F.cross_entropy(network.classifier(source), y)
+    return task + alignment_weight(share) * MMD(source, target)
+
+
+def finetuner(network: Network) -> L.LightningModule:
+    return FineTuner(
+        network.features,
+        CLASSES,
+        head=network.classifier,
+        in_features=FEATURES,
+        optimizer=torch.optim.AdamW,
+        lr=RATE,
+        scheduler=annealing,
+    )
+
+
+def classification(network: Network, batch: Any, share: float) -> Tensor:
+    """The fine-tuner's objective, written out."""
+    x, y = batch
+    return F.cross_entropy(network.classifier(network.features(x)), y)
+
+
+MMD = fm.MMDLoss()
+SUBJECTS = {
+    "Aligner": Subject(aligner, alignment, two_domains, lambda item: item[0]),
+    "FineTuner": Subject(finetuner, classification, one_domain),
+}
+
+
+class Bare(L.LightningModule):
+    """The step and nothing else: what Lightning itself adds."""
+
+    def __init__(self, network: Network, subject: Subject) -> None:
+        super().__init__()
+        self.network = network
+        self.subject = subject
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.subject.objective(self.network, batch, batch_idx / STEPS)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.parameters())
+        return [optimizer], [{"scheduler": annealing(optimizer, STEPS), "interval": "step"}]
 
 
 class Clock(L.Callback):
@@ -47,56 +158,7 @@ class Clock(L.Callback):
         return [b - a for a, b in zip(self.ends[:-1], self.ends[1:], strict=True)]
 
 
-def pair(seed: int) -> DomainPair:
-    """Noise of the shape of the demo's digits."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(2, STEPS * BATCH, 1, 28, 28, generator=generator)
-    labels = torch.randint(10, (STEPS * BATCH,), generator=generator)
-    source, target = TensorDataset(images[0], labels), TensorDataset(images[1])
-    return DomainPair(source, target, batch_size=BATCH, seed=seed)
-
-
-def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)
-
-
-class Bare(L.LightningModule):
-    """The step and nothing else: what Lightning itself adds."""
-
-    def __init__(self, network: dict[str, Any]) -> None:
-        super().__init__()
-        self.features = nn.Sequential(network["backbone"], network["bottleneck"])
-        self.classifier = network["classifier"]
-        self.loss = fm.MMDLoss()
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return objective(batch, batch_idx, self.features, self.classifier, self.loss)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.parameters())
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-
-def objective(
-    batch: dict[str, Any], step: int, features: nn.Module, classifier: nn.Module, loss: nn.Module
-) -> Tensor:
-    """Of a step, written out."""
-    (x, y), (z,) = batch["source"], batch["target"]
-    source, target = features(torch.cat((x, z))).split((len(x), len(z)))
-    task = F.cross_entropy(classifier(source), y)
-    return task + alignment_weight(step / STEPS) * loss(source, target)
-
-
-def by_trainer(network: dict[str, Any], data: DomainPair) -> list[float]:
-    """Steps of an epoch by the trainer."""
-    annealing = torch.optim.lr_scheduler.CosineAnnealingLR
-    return by_lightning(
-        Aligner(**network, num_classes=10, optimizer=make_optimizer, scheduler=annealing), data
-    )
-
-
-def by_lightning(module: L.LightningModule, data: DomainPair) -> list[float]:
+def by_lightning(module: L.LightningModule, subject: Subject) -> list[float]:
     """Steps of an epoch by Lightning."""
     clock = Clock()
     trainer = L.Trainer(
@@ -109,51 +171,46 @@ def by_lightning(module: L.LightningModule, data: DomainPair) -> list[float]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, data)
+    trainer.fit(module, subject.loader())
     return clock.steps()
 
 
-def by_loop(network: dict[str, Any], data: DomainPair) -> list[float]:
+def by_loop(network: Network, subject: Subject) -> list[float]:
     """The same steps without Lightning."""
     clock = Clock()
-    features = nn.Sequential(network["backbone"], network["bottleneck"])
-    classifier = network["classifier"]
-    optimizer = make_optimizer([*features.parameters(), *classifier.parameters()])
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    loss = fm.MMDLoss()
-    for step, (batch, _, _) in enumerate(data.train_dataloader()):
+    optimizer = make_optimizer(network.parameters())
+    scheduler = annealing(optimizer, STEPS)
+    for step, item in enumerate(subject.loader()):
         optimizer.zero_grad()
-        objective(batch, step, features, classifier, loss).backward()
+        subject.objective(network, subject.batch(item), step / STEPS).backward()
         optimizer.step()
         scheduler.step()
         clock.on_train_batch_end()
     return clock.steps()
 
 
-LANES: dict[str, Callable[[dict[str, Any], DomainPair], list[float]]] = {
-    "trainer": by_trainer,
-    "lightning": lambda network, data: by_lightning(Bare(network), data),
-    "loop": by_loop,
-}
+def turn(lane: str, network: Network, subject: Subject) -> list[float]:
+    """Seconds of the steps of one turn of a lane."""
+    if lane == "loop":
+        return by_loop(network, subject)
+    of_trainer = lane == "trainer"
+    module = subject.trainer(network) if of_trainer else Bare(network, subject)
+    return by_lightning(module, subject)
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(subject: Subject, rounds: int) -> dict[str, Any]:
     """Medians over all steps, and the ratios of the medians within each round."""
-    networks = {name: modules() for name in LANES}
-    found: dict[str, list[list[float]]] = {name: [] for name in LANES}
-    data, names = pair(0), list(LANES)
-    for turn in range(-1, rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            steps = LANES[name](networks[name], data)
-            if turn >= 0:
-                found[name].append(steps)
+    networks = {lane: Network() for lane in LANES}
+    found: dict[str, list[list[float]]] = {lane: [] for lane in LANES}
+    for index in range(-1, rounds):
+        shift = index % len(LANES)
+        for lane in LANES[shift:] + LANES[:shift]:
+            steps = turn(lane, networks[lane], subject)
+            if index >= 0:
+                found[lane].append(steps)
     return {
         "milliseconds": {n: 1e3 * median(t for turn in f for t in turn) for n, f in found.items()},
-        "over_loop_in_rounds": {n: over(found[n], found["loop"]) for n in names[:-1]},
-        "rounds": rounds,
-        "steps_per_round": STEPS - 1,
-        "batch_size": BATCH,
+        "over_loop_in_rounds": {n: over(found[n], found["loop"]) for n in LANES[:-1]},
     }
 
 
@@ -163,19 +220,45 @@ def over(lane: list[list[float]], loop: list[list[float]]) -> dict[str, float]:
     return dict(zip(("low", "median", "high"), quantiles(ratios, n=4), strict=True))
 
 
+def table(record: dict[str, Any]) -> str:
+    """Of a record: median steps, and what trainer and Lightning add to the loop in the rounds."""
+    lines = [
+        "| trainer | trainer, ms | Lightning, ms | loop, ms | trainer adds | Lightning adds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in record["subjects"].items():
+        cells = [f"{found['milliseconds'][lane]:.1f}" for lane in LANES]
+        for lane in LANES[:-1]:
+            share = {k: 100 * (v - 1) for k, v in found["over_loop_in_rounds"][lane].items()}
+            cells.append(f"{share['median']:.1f} % ({share['low']:.1f} to {share['high']:.1f})")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/trainer"))
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20, help="2 or more")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    commit, others = commit_of(ROOT), Disturbance()
     with quiet_lightning():
-        found = measure(options.rounds)
-    print(json.dumps(found, indent=1))
+        subjects = {name: measure(subject, options.rounds) for name, subject in SUBJECTS.items()}
+    record = {
+        "machine": describe(),
+        "commit": commit,
+        "command": f"python -m benchmarks.trainer --threads {options.threads}"
+        f" --rounds {options.rounds}",
+        "taken_by_others": others.since_last(),
+        "rounds": options.rounds,
+        "steps_per_round": STEPS - 1,
+        "images_of_a_step": BATCH,
+        "subjects": subjects,
+    }
+    print(table(record))
     options.output.mkdir(parents=True, exist_ok=True)
-    record = {"machine": describe(), **found}
     (options.output / "trainer.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -1,0 +1,38 @@
+"""What the benchmark of the trainers compares: three ways to the same weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tolerance import threads
+
+from benchmarks import trainer
+from fastmmd.train.quiet import quiet_lightning
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+
+
+@pytest.fixture(autouse=True)
+def _double_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In which the orders of summation do not show, and few images are enough."""
+    monkeypatch.setattr(trainer, "BATCH", 20)
+    monkeypatch.setattr(trainer, "STEPS", 4)
+    torch.set_default_dtype(torch.float64)
+    with threads(1), quiet_lightning():
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", trainer.SUBJECTS)
+def test_all_lanes_make_the_same_steps(name: str) -> None:
+    subject, first = trainer.SUBJECTS[name], trainer.Network()
+    networks = {lane: copy.deepcopy(first) for lane in trainer.LANES}
+    for lane, network in networks.items():
+        assert len(trainer.turn(lane, network, subject)) == 3
+    before, exact = first.state_dict(), networks["loop"].state_dict()
+    assert not torch.allclose(exact["classifier.weight"], before["classifier.weight"])
+    for lane in ("trainer", "lightning"):
+        torch.testing.assert_close(networks[lane].state_dict(), exact)
