@@ -253,6 +253,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def gains(rows: list[dict[str, Any]]) -> str:
+    """What "aligned" has above the others of a seed: mean, least and greatest over the seeds."""
+    lines = ["| aligned less | " + " | ".join(f"{s} to {t}" for s, t in DIRECTIONS) + " |"]
+    lines.append("|---" * (len(DIRECTIONS) + 1) + "|")
+    for method in (m for m in METHODS if m != "aligned"):
+        cells = []
+        for direction in DIRECTIONS:
+            both = zip(of(rows, direction, "aligned"), of(rows, direction, method), strict=True)
+            found = [a - b for a, b in both]
+            cells.append(f"{mean(found):.1f} ({min(found):.1f} to {max(found):.1f})")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -270,7 +284,7 @@ def main() -> None:
     selection, rows = measure(
         options.data, options.seeds, settings, not options.no_others, options.jobs
     )
-    print(table(rows))
+    print(f"{table(rows)}\n\n{gains(rows)}")
     options.output.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": describe(),

@@ -21,8 +21,26 @@ def test_the_table_of_alignments_is_that_of_the_numbers() -> None:
     result = json.loads((ROOT / FOLDER / "alignment.json").read_text())
     page = (ROOT / "docs/choosing.md").read_text()
     assert alignment.table(result["rows"]) in page
-    assert f"{result['settings']['epochs']} epochs" in page
+    assert alignment.gains(result["rows"]) in page
     assert {row["method"] for row in result["rows"]} == {*alignment.METHODS, *alignment.OTHERS}
+    for direction, selection in result["selection"].items():
+        chosen = alignment.Settings(**selection["chosen"])
+        assert f"{direction}: {alignment.name_of(chosen)}" in " ".join(page.split())
+        assert f"{chosen.epochs} epochs" in page
+
+
+def test_the_settings_that_count_were_chosen_by_the_rule() -> None:
+    """From the whole grid, by the recorded scores, with a seed that no row has."""
+    result = json.loads((ROOT / FOLDER / "alignment.json").read_text())
+    assert set(result["selection"]) == {f"{s} to {t}" for s, t in alignment.DIRECTIONS}
+    for selection in result["selection"].values():
+        chosen = alignment.Settings(**selection["chosen"])
+        runs = [alignment.name_of(choice) for choice in alignment.grid(chosen)]
+        assert selection["runs"] == runs
+        best = selection["mean_ranks"].index(min(selection["mean_ranks"]))
+        assert alignment.name_of(chosen) == runs[best] == selection["best"][0]
+        assert selection["seed"] == alignment.SELECTION_SEED
+    assert all(row["seed"] != alignment.SELECTION_SEED for row in result["rows"])
 
 
 @pytest.mark.filterwarnings(r"ignore:::lightning\..*")
