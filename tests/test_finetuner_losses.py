@@ -215,6 +215,42 @@ def test_samples_without_a_class_have_no_part(weights: list[float] | None) -> No
     torch.testing.assert_close(run.callback_metrics["train_accuracy"], right)
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 4.0]])
+@pytest.mark.parametrize("batch_size", [7, 16, 48])
+def test_the_loss_of_a_loader_is_that_of_its_labelled_rows(
+    weights: list[float] | None, batch_size: int
+) -> None:
+    """However they are divided into batches, some without a label; and so for each loader."""
+    module = tuner(class_weights=weights)
+    wanted, loaders = {}, []
+    for prefix, seed in (("", 1), ("target_", 2)):
+        x, y = samples(48, seed)
+        y[3:7] = -100
+        y[30:] = -100
+        logits = module.eval()(x)
+        exact = F.cross_entropy(logits, y, weight=module.losses["task"].class_weights)
+        wanted[f"{prefix}loss"] = float(exact.detach())
+        loaders.append(DataLoader(TensorDataset(x, y), batch_size))
+    run = trainer()
+    for stage, measure in (("val", run.validate), ("test", run.test)):
+        found = {k: v for part in measure(module, loaders, verbose=False) for k, v in part.items()}
+        for name, value in wanted.items():
+            assert found[f"{stage}_{name}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_loader_without_any_label_has_no_loss() -> None:
+    x, y = samples(16)
+    nothing = torch.full_like(y, -100)
+    for loss in (None, F.cross_entropy):  # of which torch makes NaN
+        module, run = tuner(loss=loss), trainer()
+        (found,) = run.validate(module, DataLoader(TensorDataset(x, nothing), 8), verbose=False)
+        assert "val_loss" not in found
+        half = torch.cat((y[:8], nothing[8:]))
+        (found,) = run.validate(module, DataLoader(TensorDataset(x, half), 8), verbose=False)
+        exact = F.cross_entropy(module.eval()(x[:8]), y[:8])
+        assert found["val_loss"] == pytest.approx(float(exact.detach()), rel=1e-5)
+
+
 def test_balanced_sampling_draws_each_class_as_often() -> None:
     labels = unequal()
     drawn = labels[list(BalancedSampler(labels, 30000, seed=0))]
@@ -308,6 +344,21 @@ def test_a_task_without_labels_in_a_batch_is_left_out() -> None:
         module.training_step((x, {}), 0)
     with pytest.raises(ValueError, match="must be a mapping of tasks"):
         module.training_step((x, y), 0)
+
+
+def test_the_loss_of_several_tasks_weighs_their_means() -> None:
+    """Of 20 samples all have a size, and 7 a kind, so the mean of a task is over its own."""
+    x, y = samples(20)
+    y[5:18] = -100
+    size = x.sum(1)
+    module = tuner(tasks={"kind": Task(CLASSES, weight=0.5), "size": Task(1, "regression")})
+    batches = [(x[i : i + 8], {"kind": y[i : i + 8], "size": size[i : i + 8]}) for i in (0, 8, 16)]
+    (found,) = trainer().validate(
+        module.eval(), DataLoader(batches, batch_size=None), verbose=False
+    )
+    out = module(x)
+    exact = 0.5 * F.cross_entropy(out["kind"], y) + F.mse_loss(out["size"][:, 0], size)
+    assert found["val_loss"] == pytest.approx(float(exact.detach()), rel=1e-5)
 
 
 def test_a_teacher_of_some_tasks() -> None:

@@ -308,6 +308,7 @@ def test_resumed_training_ends_where_the_whole_one_does(tmp_path: Path) -> None:
         "source_weights": None,
         "target_label_weight": 1.0,
         "global_batch": False,
+        "all_classes": True,
         "weight": 1.0,
         "schedule": "dann",
         "target_forward": "joint",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, Literal, get_args
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +24,9 @@ from fastmmd.train.batches import (
 )
 from fastmmd.train.distributed import global_discrepancy, global_mean
 from fastmmd.train.gradients import scale_gradients
-from fastmmd.train.means import EpochMeans
+from fastmmd.train.layers import check_layers, kept_outputs, rows_of
+from fastmmd.train.means import EpochMeans, means_of_all
+from fastmmd.train.module import TransferModule
 from fastmmd.train.optimizers import total_steps
 from fastmmd.train.schedule import Schedule, alignment_weight
 
@@ -43,7 +43,7 @@ def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
-class Aligner(L.LightningModule):
+class Aligner(TransferModule):
     r"""Trains a classifier on a labelled source, with features that look alike on the target.
 
     The objective of a step is
@@ -96,6 +96,9 @@ class Aligner(L.LightningModule):
         global_batch: Whether the losses are those of the batch of all processes together, exactly,
             see :func:`~fastmmd.train.global_discrepancy`. Otherwise each process has its own, and
             the gradients are averaged.
+        all_classes: Whether a class without a sample is an error: before the training where the
+            data module tells its labels, otherwise after the first whole epoch, which is in the
+            checkpoints then.
         optimizer: Called with the parameters. Default AdamW at a learning rate of 1e-3.
         scheduler: Called as ``scheduler(optimizer, total_steps)`` and stepped after each optimiser
             step; ``torch.optim.lr_scheduler.CosineAnnealingLR`` fits as it is. Default: none.
@@ -104,7 +107,8 @@ class Aligner(L.LightningModule):
         ValueError: A weight is negative, infinite or NaN, ``num_classes`` is less than 2, an
             alignment, schedule, ``target_forward`` or layer is unknown, or both ``alignment`` and
             ``loss`` are given. In training: a batch without labels, an empty one, a domain whose
-            loader has ended, or labels that do not fit ``num_classes``.
+            loader has ended, labels that do not fit ``num_classes``, or a class that no batch of
+            the first epoch holds.
         TypeError: An alignment that is none, or a layer whose output is no tensor.
 
     Example:
@@ -129,10 +133,11 @@ class Aligner(L.LightningModule):
         schedule: Schedule | Callable[[float], float] = "dann",
         target_forward: TargetForward = "joint",
         global_batch: bool = False,
+        all_classes: bool = True,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = adam,
         scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(all_classes)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2; got {num_classes!r}")
         if target_forward not in get_args(TargetForward):
@@ -158,6 +163,7 @@ class Aligner(L.LightningModule):
             "schedule": schedule,
             "target_forward": target_forward,
             "global_batch": global_batch,
+            "all_classes": all_classes,
         }
         self.save_hyperparameters(
             {k: v for k, v in plain.items() if not isinstance(v, nn.Module) and not callable(v)}
@@ -167,7 +173,7 @@ class Aligner(L.LightningModule):
         self.classifier = classifier
         self.alignment = as_alignment(alignment if loss is None else loss, classifier, num_classes)
         self.num_classes = num_classes
-        self.layers = _checked_layers(self, layers)
+        self.layers = check_layers(self, layers)
         self.source_weights = _checked_source_weights(source_weights)
         self.target_label_weight = float(target_label_weight)
         self.weight = float(weight)
@@ -196,36 +202,25 @@ class Aligner(L.LightningModule):
 
         Raises:
             TypeError: The output of a layer is no tensor.
-            ValueError: A layer is not used by the network, or the features are not [n, d].
+            ValueError: A layer is not used by the network or has not one row for each sample, or
+                the features are not [n, d].
         """
-        found: dict[str, Any] = {}
-        handles = [
-            self.get_submodule(name).register_forward_hook(partial(_keep, found, name))
-            for name in self.layers
-        ]
-        try:
+        with kept_outputs(self, self.layers) as found:
             features = self.features(inputs)
             logits = self.classifier(features)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for name in self.layers:
-            if name not in found:
-                raise ValueError(f"layers: the network does not call its module {name!r}")
-            if not isinstance(found[name], Tensor):
-                kind = type(found[name]).__name__
-                raise TypeError(f"layers: the output of {name!r} must be a tensor, got {kind}")
+        layers = rows_of(found, self.layers, len(logits))
         for name, output in (("features", features), ("logits", logits)):
             if output.ndim != 2:
                 raise ValueError(f"{name} must be of shape [n, d], got {list(output.shape)}")
-        flat = {name: found[name].flatten(1) for name in self.layers}
-        return {**flat, "features": features, "logits": logits}
+        return {**layers, "features": features, "logits": logits}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns task loss + weight x alignment loss of one batch of all domains, a scalar."""
         parts = read_batch(batch, target=self.target_forward != "none")
         *sources, target, labelled = self._activations(parts)
         objective, losses = self._supervised(sources, labelled)
+        for part in (*sources, *filter(None, [labelled])):
+            self._saw(part.labels)
         logged = {**losses, "train_source_accuracy": _accuracy(sources)}
         if target is not None:
             weight = alignment_weight(self.progress(), self.schedule, self.weight)
@@ -250,19 +245,23 @@ class Aligner(L.LightningModule):
         *sources, _, labelled = self._activations(read_batch(batch, target=False))
         return self._supervised(sources, labelled)[0]
 
+    def class_counts(self) -> dict[str, int]:
+        """The number of classes."""
+        return {"": self.num_classes}
+
     def on_train_epoch_start(self) -> None:
-        """Begins the means of the epoch."""
+        """Begins the means of the epoch.
+
+        Raises:
+            ValueError: No batch of the first epoch held a sample of some class.
+        """
+        super().on_train_epoch_start()
         self.means = EpochMeans()
 
     def on_train_epoch_end(self) -> None:
         """Logs the means of the epoch, over the samples of all processes."""
-        if not self.means.samples:
-            return
-        named = self.means.sums(self.device)
-        sums = torch.stack(list(named.values()))
-        sums = torch.cat([sums, sums.new_tensor([self.means.samples])])
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self.log_dict(dict(zip(named, sums[:-1] / sums[-1], strict=True)))
+        super().on_train_epoch_end()
+        self.log_dict(means_of_all([self.means], self.trainer.strategy))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch of (inputs, labels); loader 0 is the source, loader 1 the target."""
@@ -288,11 +287,13 @@ class Aligner(L.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Checks the labels that are known, and forgets the length of an earlier fit."""
+        """Checks the labels that are known, and forgets the length of an earlier fit.
+
+        Raises:
+            ValueError: A label of the source is no class, or a class has no sample.
+        """
+        super().setup(stage)
         self._total_steps = None
-        data = getattr(self.trainer, "datamodule", None) if stage == "fit" else None
-        if data is not None and hasattr(data, "source_labels"):
-            _check_labels(data.source_labels(), self.num_classes)
 
     def progress(self) -> float:
         """Share of the optimiser steps of this fit that are done, in [0, 1].
@@ -381,11 +382,6 @@ class Aligner(L.LightningModule):
             )
         return weights
 
-    def _log_step(self, objective: Tensor, batch_idx: int) -> None:
-        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        if batch_idx == 0 or (self.global_step + 1) % every == 0:
-            self.log("train_loss", objective, prog_bar=True)
-
     def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
         if dataloader_idx >= len(DOMAINS):
             raise ValueError(
@@ -417,10 +413,6 @@ def _own_discrepancy(alignment: Any, source: Activations, target: Activations) -
     return value
 
 
-def _keep(found: dict[str, Any], name: str, module: nn.Module, args: Any, output: Any) -> None:
-    found[name] = output
-
-
 def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     if len(values) == 1:
         return values[0]
@@ -433,17 +425,6 @@ def _accuracy(sources: Sequence[Activations]) -> Tensor:
     return total(right) / sum(map(len, sources))
 
 
-def _checked_layers(module: nn.Module, layers: Sequence[str]) -> list[str]:
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a sequence of names, got the string {layers!r}")
-    known = dict(module.named_modules())
-    for name in layers:
-        if name not in known or not name:
-            tops = ", ".join(n for n in known if n.count(".") < 2 and n)
-            raise ValueError(f"layers must be names of modules, such as {tops}; got {name!r}")
-    return list(layers)
-
-
 def _checked_source_weights(weights: Sequence[float] | None) -> list[float] | None:
     if weights is None:
         return None
@@ -454,15 +435,3 @@ def _checked_source_weights(weights: Sequence[float] | None) -> list[float] | No
             f" {list(weights)!r}"
         )
     return [w / sum(values) for w in values]
-
-
-def _check_labels(labels: Tensor | None, num_classes: int) -> None:
-    if labels is None:
-        return
-    classes = set(labels.unique().tolist())
-    foreign, absent = classes - set(range(num_classes)), set(range(num_classes)) - classes
-    if foreign or absent:
-        raise ValueError(
-            f"the labels of the source must be the classes 0 to {num_classes - 1}, each with at"
-            f" least one sample; none has {sorted(absent)}, and there are {sorted(foreign)} besides"
-        )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler, default_collate
 
+from fastmmd.train.batches import joined
 from fastmmd.train.data import known_labels
 from fastmmd.train.shuffling import new_seed, seed_of
 
-__all__ = ["BalancedSampler", "balanced_class_weights", "labels_of"]
+__all__ = ["BalancedSampler", "balanced_class_weights", "labels_of", "training_labels"]
 
 
 def balanced_class_weights(labels: Tensor | Sequence[int], num_classes: int) -> Tensor:
@@ -114,6 +115,18 @@ def labels_of(dataset: Dataset[Any]) -> Any:
     if any(not isinstance(sample, (tuple, list)) or len(sample) < 2 for sample in samples):
         raise ValueError(f"{type(dataset).__name__} has samples without labels")
     return default_collate([sample[1] for sample in samples])
+
+
+def training_labels(loader: Any) -> Any:
+    """The labels of all that a loader, or a combination of them by domain, trains on."""
+    loaders = getattr(loader, "iterables", loader)
+    if isinstance(loaders, Mapping):
+        several = loaders["source"]
+        parts = list(several) if isinstance(several, (list, tuple)) else [several]
+        parts += [loaders["target_labelled"]] if "target_labelled" in loaders else []
+    else:
+        parts = [loaders]
+    return joined([labels_of(part.dataset) for part in parts])
 
 
 def _counts(labels: Tensor, num_classes: int) -> Tensor:

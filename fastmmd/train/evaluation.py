@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
+from fastmmd.train.layers import check_layers, kept_outputs, rows_of
+
 __all__ = ["Outputs", "collect", "evaluating", "inputs_and_labels"]
 
 
@@ -142,49 +144,32 @@ def collect(
     Raises:
         ValueError: The loader is empty, labels are in some batches only, a name in ``layers`` is
             no submodule, or a layer does not give one row for each sample.
-        TypeError: The module has no ``features``, or a layer gives no tensor.
+        TypeError: The module has no ``features``, a layer gives no tensor, or ``layers`` is a
+            string.
     """
     if not callable(getattr(module, "features", None)):
         raise TypeError(
             f"module must have features(inputs) and forward(inputs); {type(module).__name__} has"
             " no features"
         )
-    known = dict(module.named_modules())
-    for name in layers:
-        if name not in known:
-            raise ValueError(
-                f"layers must name submodules of {type(module).__name__}; got {name!r}"
-            )
+    check_layers(module, layers)
     first = next(module.parameters(), None)
     where = torch.device(device or ("cpu" if first is None else first.device))
     parts: dict[str, list[Tensor]] = {name: [] for name in ("features", "logits", *layers)}
     labels: list[Tensor] = []
-    caught: dict[str, Any] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-            caught[name] = output
-
-        return hook
-
-    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
     batches = 0
-    try:
-        with evaluating(module):
-            for batch in loader:
-                batches += 1
-                inputs, of_batch = inputs_and_labels(batch)
-                inputs = move_data_to_device(inputs, where)
-                logits = module(inputs)
-                parts["logits"].append(logits.cpu())
-                for name in layers:
-                    parts[name].append(_rows(name, caught[name], len(logits)))
-                parts["features"].append(module.features(inputs).cpu())  # type: ignore[operator]
-                if of_batch is not None:
-                    labels.append(torch.as_tensor(of_batch).cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(module), kept_outputs(module, layers) as found:
+        for batch in loader:
+            batches += 1
+            inputs, of_batch = inputs_and_labels(batch)
+            inputs = move_data_to_device(inputs, where)
+            logits = module(inputs)
+            parts["logits"].append(logits.cpu())
+            for name, rows in rows_of(found, layers, len(logits)).items():
+                parts[name].append(rows.cpu())
+            parts["features"].append(module.features(inputs).cpu())  # type: ignore[operator]
+            if of_batch is not None:
+                labels.append(torch.as_tensor(of_batch).cpu())
     if not batches:
         raise ValueError("loader must give at least one batch; it gave none: an empty domain?")
     if len(labels) not in (0, batches):
@@ -213,17 +198,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _rows(name: str, output: Any, samples: int) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise TypeError(f"layers: {name} gives {type(output).__name__}; it must give a tensor")
-    if output.ndim == 0 or len(output) != samples:
-        raise ValueError(
-            f"layers: {name} gives {_shape(output)} for {samples} samples; it must give one row"
-            " for each"
-        )
-    return output.reshape(samples, -1).cpu()
 
 
 def _shape(value: Tensor) -> str:

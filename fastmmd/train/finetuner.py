@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,11 +17,12 @@ from fastmmd.train.backbones import (
     pooled,
     remove_last_layer,
 )
-from fastmmd.train.balance import labels_of
-from fastmmd.train.batches import Inputs, inputs_of, joined, labelled, row_count
+from fastmmd.train.balance import training_labels
+from fastmmd.train.batches import Inputs, inputs_of, labelled, row_count
 from fastmmd.train.distillation import L2SP, Distillation
 from fastmmd.train.freezing import Stages
-from fastmmd.train.means import EpochMeans
+from fastmmd.train.means import EpochMeans, means_of_all
+from fastmmd.train.module import TransferModule
 from fastmmd.train.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
@@ -30,17 +30,24 @@ from fastmmd.train.optimizers import (
     make_scheduler,
     total_steps,
 )
-from fastmmd.train.tasks import Task, TaskLoss, measured, measured_briefly, task_metrics
+from fastmmd.train.tasks import (
+    ONLY,
+    Task,
+    TaskLoss,
+    as_tasks,
+    measured,
+    measured_briefly,
+    task_metrics,
+)
 
 __all__ = ["FineTuner"]
 
 # Prefixes of what is logged of the first loader and of the second.
 LOADERS = ("", "target_")
-ONLY = "task"  # the name of a single task, which the logs leave out
 TEACHER = "distillation.teacher."
 
 
-class FineTuner(L.LightningModule):
+class FineTuner(TransferModule):
     r"""Trains a pretrained backbone, or part of it, with new heads.
 
     The objective of a step is
@@ -59,8 +66,8 @@ class FineTuner(L.LightningModule):
 
     Logged: ``train_loss`` by steps, as often as the trainer logs, and over each epoch
     ``train_task_loss``, ``train_accuracy``, ``train_l2_sp`` and ``train_distillation_loss``;
-    ``val_loss``, ``val_accuracy`` and ``val_f1`` (macro), of a second loader ``val_target_loss``
-    and so on, and the same for ``test``. With several tasks the name of
+    ``val_loss`` (without L2-SP and distillation), ``val_accuracy`` and ``val_f1`` (macro), of a
+    second loader ``val_target_loss`` and so on, and the same for ``test``. With several tasks the name of
     the task stands before that of the metric, ``val_colour_accuracy``; numbers have ``mae`` and
     ``rmse``.
 
@@ -94,10 +101,14 @@ class FineTuner(L.LightningModule):
         loss: Of a single task, called as ``loss(logits, labels)``.
         l2_sp: Pull to the weights that the backbone has now.
         distillation: A teacher of the tasks.
+        all_classes: As for :class:`~fastmmd.train.Aligner`, of each task of classes of which there
+            are labels.
 
     Raises:
         ValueError: An argument is out of range or unknown, both or none of ``num_classes`` and
-            ``tasks`` are given, or the width of the features is not known.
+            ``tasks`` are given, or the width of the features is not known. In training: a batch
+            without labels, labels that do not fit a task, or a class that no batch of the first
+            epoch holds.
         MissingExtraError: The library of a named backbone is missing.
 
     Example:
@@ -131,8 +142,9 @@ class FineTuner(L.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         l2_sp: L2SP | None = None,
         distillation: Distillation | None = None,
+        all_classes: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(all_classes)
         _check(optimizer, OPTIMIZERS, "optimizer")
         _check(scheduler, SCHEDULES, "scheduler")
         _check(pooling, get_args(Pooling), "pooling")
@@ -142,10 +154,10 @@ class FineTuner(L.LightningModule):
             _within("weight_decay", weight_decay, 0, math.inf, low_too=True)
         _within("warmup", warmup, 0, 1, low_too=True)
         single = {"head": head, "class_weights": class_weights, "loss": loss}
-        self.tasks = _tasks(num_classes, tasks, single)
+        self.tasks = as_tasks(num_classes, tasks, single)
         # Plain numbers and names only, so that a checkpoint loads with weights_only=True.
         self.save_hyperparameters(
-            "num_classes", "pooling", "layer_decay", "lr", "weight_decay", "warmup"
+            "num_classes", "pooling", "layer_decay", "lr", "weight_decay", "warmup", "all_classes"
         )
         if isinstance(backbone, str):
             backbone = load_backbone(backbone, pretrained=pretrained)
@@ -182,15 +194,16 @@ class FineTuner(L.LightningModule):
                 for name, task in self.tasks.items()
             }
         )
-        # What a step reports, and the samples that each of it is the mean of; the names are the
-        # same in all processes, whatever tasks their batches have labels of.
+        # What a step reports; the names are the same in all processes, whatever tasks their batches
+        # have labels of.
         self._reported = {("l2_sp", ""): ["train_l2_sp"]}
         for name, task in self.tasks.items():
             prefix = f"train_{self._label(name)}"
             self._reported["soft", name] = [f"{prefix}distillation_loss"]
             measure = "mae" if task.kind == "regression" else "accuracy"
             self._reported["hard", name] = [f"{prefix}task_loss", prefix + measure]
-        self.on_train_epoch_start()
+        self._begin_training_means()
+        self._begin_losses()
         self.set_frozen(self.always_frozen)
         self.train()  # pretrained networks come in eval mode, and Lightning leaves the mode alone
 
@@ -236,6 +249,8 @@ class FineTuner(L.LightningModule):
             if of_task is None or share == 0.0:
                 continue
             hard = self.losses[name](outputs[name], of_task)
+            if task.kind == "classification":
+                self._saw(of_task, self._task_name(name))
             terms.append(task.weight * share * hard)
             measure, with_label = measured_briefly(task, outputs[name], of_task)
             self._report("hard", name, [hard, measure], with_label)
@@ -249,23 +264,40 @@ class FineTuner(L.LightningModule):
         self._log_step(objective, batch_idx)
         return objective
 
+    def class_counts(self) -> dict[str, int]:
+        """Numbers of classes by task, of those that have classes."""
+        tasks = self.tasks.items()
+        return {self._task_name(n): t.num_outputs for n, t in tasks if t.kind == "classification"}
+
     def on_train_epoch_start(self) -> None:
-        """Begins the means of the epoch."""
-        self._means = {key: EpochMeans() for key in self._reported}
+        """Begins the means of the epoch.
+
+        Raises:
+            ValueError: No batch of the first epoch held a sample of some class.
+        """
+        super().on_train_epoch_start()
+        self._begin_training_means()
 
     def on_train_epoch_end(self) -> None:
         """Logs them, over the samples of all processes."""
-        zero = torch.zeros((), device=self.device)
-        names, sums, counts = [], [], []
-        for key, reported in self._reported.items():
-            found = self._means[key].sums(self.device)
-            names += reported
-            sums += [found.get(name, zero) for name in reported]
-            counts += [zero + self._means[key].samples] * len(reported)
-        both = torch.stack((torch.stack(sums), torch.stack(counts)))
-        both = self.trainer.strategy.reduce(both, reduce_op="sum")
-        means = zip(names, both[0] / both[1], both[1].tolist(), strict=True)
-        self.log_dict({name: mean for name, mean, count in means if count})
+        super().on_train_epoch_end()
+        self.log_dict(means_of_all([*self._means.values()], self.trainer.strategy))
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins the losses of the loaders."""
+        self._begin_losses()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the loss of each loader: the weighted sum of the means of its tasks."""
+        self._log_losses("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As ``on_validation_epoch_start``."""
+        self._begin_losses()
+
+    def on_test_epoch_end(self) -> None:
+        """As ``on_validation_epoch_end``."""
+        self._log_losses("test")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch; loader 1, if there is one, is that of the target domain."""
@@ -281,9 +313,10 @@ class FineTuner(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Counts the labels where class weights are to be balanced."""
+        super().on_train_start()
         if not any(loss.counted for loss in self.losses.values()):
             return
-        labels = _training_labels(self.trainer.train_dataloader)
+        labels = training_labels(self.trainer.train_dataloader)
         for name, loss in self.losses.items():
             of_task = self._labels(labels, name)
             if of_task is not None:
@@ -335,13 +368,29 @@ class FineTuner(L.LightningModule):
         named = dict(zip(self._reported[what, task], (v.detach() for v in values), strict=True))
         self._means[what, task].add(named, samples)
 
-    def _log_step(self, objective: Tensor, batch_idx: int) -> None:
-        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        if batch_idx == 0 or (self.global_step + 1) % every == 0:
-            self.log("train_loss", objective, prog_bar=True)
+    def _begin_training_means(self) -> None:
+        self._means = {key: EpochMeans(names) for key, names in self._reported.items()}
+
+    def _begin_losses(self) -> None:
+        keys = [(prefix, name) for prefix in LOADERS for name in self.tasks]
+        self._losses = {key: EpochMeans([f"{key[0]}{key[1]}"]) for key in keys}
+
+    def _log_losses(self, stage: str) -> None:
+        means = means_of_all([*self._losses.values()], self.trainer.strategy)
+        for prefix in LOADERS:
+            found = [
+                task.weight * means[prefix + name]
+                for name, task in self.tasks.items()
+                if prefix + name in means
+            ]
+            if found:
+                self.log(f"{stage}_{prefix}loss", torch.stack(found).sum(), prog_bar=True)
 
     def _is_single(self) -> bool:
         return ONLY in self.tasks
+
+    def _task_name(self, task: str) -> str:
+        return "" if self._is_single() else task
 
     def _label(self, task: str) -> str:
         return "" if self._is_single() else f"{task}_"
@@ -374,45 +423,27 @@ class FineTuner(L.LightningModule):
         inputs, labels = labelled(batch)
         if labels is None:
             raise ValueError(f"{stage} needs batches of (inputs, labels); got inputs alone")
-        prefix = f"{stage}_{LOADERS[dataloader_idx]}"
+        loader = LOADERS[dataloader_idx]
+        prefix = f"{stage}_{loader}"
         outputs = self._outputs(inputs)
         logged: dict[str, Any] = {}
-        total = torch.zeros((), device=self.device)
-        for name, task in self.tasks.items():
+        for name in self.tasks:
             of_task = self._labels(labels, name)
             if of_task is None:
                 continue
-            total = total + task.weight * self.losses[name](outputs[name], of_task)
+            loss = self.losses[name]
+            value = loss(outputs[name], of_task).detach()
+            share = loss.share(of_task)  # type: ignore[operator]
+            self._losses[loader, name].add({loader + name: value}, share)
             logged |= self._measure(prefix + self._label(name), name, outputs[name], of_task)
         self.log_dict(
-            {f"{prefix}loss": total, **logged},
+            logged,
             on_epoch=True,
             prog_bar=True,
             sync_dist=True,
             add_dataloader_idx=False,
             batch_size=row_count(inputs),
         )
-
-
-def _tasks(
-    num_classes: int | None, tasks: Mapping[str, Task] | None, single: dict[str, Any]
-) -> dict[str, Task]:
-    if (num_classes is None) == (tasks is None):
-        raise ValueError("FineTuner takes either num_classes or tasks")
-    if tasks is None:
-        return {ONLY: Task(num_classes or 0, **single)}
-    given = [name for name, value in single.items() if value is not None]
-    if given:
-        raise ValueError(f"{', '.join(given)} of several tasks: an argument of each Task")
-    # Names of attributes of a ModuleDict cannot be keys of one.
-    if not tasks or any(
-        not name.isidentifier() or name == ONLY or hasattr(nn.ModuleDict, name) for name in tasks
-    ):
-        raise ValueError(
-            f"tasks must have names that are identifiers, and not {ONLY!r} or one of a module's"
-            f" attributes; got {list(tasks)}"
-        )
-    return dict(tasks)
 
 
 def _check(value: Any, known: Iterable[str], name: str) -> None:
@@ -424,15 +455,3 @@ def _within(name: str, value: float, low: float, high: float, *, low_too: bool =
     if not (low < value <= high or (low_too and value == low)) or math.isinf(value):
         bounds = f"{'[' if low_too else '('}{low}, {high}{')' if math.isinf(high) else ']'}"
         raise ValueError(f"{name} must lie in {bounds}; got {value!r}")
-
-
-def _training_labels(loader: Any) -> Any:
-    """The labels of all that a loader, or a combination of them by domain, trains on."""
-    loaders = getattr(loader, "iterables", loader)
-    if isinstance(loaders, Mapping):
-        several = loaders["source"]
-        parts = list(several) if isinstance(several, (list, tuple)) else [several]
-        parts += [loaders["target_labelled"]] if "target_labelled" in loaders else []
-    else:
-        parts = [loaders]
-    return joined([labels_of(part.dataset) for part in parts])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-__all__ = ["EpochMeans"]
+__all__ = ["EpochMeans", "means_of_all"]
 
 PENDING = 64  # steps that are kept until they are added up at once
 
@@ -16,9 +17,13 @@ class EpochMeans:
     """Weighted means of scalars over steps: adding them up costs less than logging each step.
 
     Nothing is synchronised on a GPU.
+
+    Args:
+        names: Of the scalars, where a process may come to the end of an epoch without a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.names = names
         self.samples: Tensor | int = 0
         self._pending: list[tuple[Mapping[str, Tensor | float], Tensor | int]] = []
         self._sums: dict[str, Tensor] = {}
@@ -52,3 +57,27 @@ class EpochMeans:
             total = rows @ (torch.stack(counts).to(rows) if counts else rows.new_tensor(weights))
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._pending = []
+
+
+def means_of_all(parts: Sequence[EpochMeans], strategy: Strategy) -> dict[str, Tensor]:
+    """The means over the samples of all processes, by name; none of what has no sample.
+
+    All processes must come here, with the same names.
+    """
+    device = strategy.root_device
+    zero = torch.zeros((), device=device)
+    names: list[str] = []
+    sums: list[Tensor] = []
+    counts: list[Tensor] = []
+    for part in parts:
+        found = part.sums(device)
+        of_part = part.names or list(found)
+        names += of_part
+        sums += [found.get(name, zero) for name in of_part]
+        counts += [zero + part.samples] * len(of_part)
+    if not names:
+        return {}
+    both = torch.stack((torch.stack(sums), torch.stack(counts)))
+    both = strategy.reduce(both, reduce_op="sum")
+    means = zip(names, both[0] / both[1], both[1].tolist(), strict=True)
+    return {name: mean for name, mean, count in means if count}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,11 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from fastmmd.train.balance import balanced_class_weights
 
-__all__ = ["IGNORED", "Kind", "Task", "TaskLoss", "task_metrics"]
+__all__ = ["IGNORED", "ONLY", "Kind", "Task", "TaskLoss", "as_tasks", "task_metrics"]
 
 Kind = Literal["classification", "multilabel", "regression"]
 
+ONLY = "task"  # the name of a single task, which the logs leave out
 IGNORED = -100  # the label of a sample without one, as torch's cross-entropy has it
 
 
@@ -128,22 +129,72 @@ class TaskLoss(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """A scalar, of outputs [n, C] and labels as the kind has them.
 
-        It is 0, with gradient 0, of classes where no row has a label.
+        The mean over the rows that have a label. It is 0 of classes where no row has one, of which
+        the mean of torch is NaN.
 
         Raises:
             ValueError: A label on the CPU is out of range, or the shapes do not fit.
         """
+        if self.kind == "classification":
+            loss = self._of_classes(outputs, labels)
+            # Only the value is NaN: rows without a label have the gradient 0 in any case. A branch
+            # would wait for the GPU.
+            return loss.masked_fill((labels == IGNORED).all(), 0.0)
         if self.loss is not None:
             return self.loss(outputs, labels)
-        if self.kind == "classification":
-            check_classes(labels, self.num_outputs)
-            return _cross_entropy(outputs, labels, self.class_weights)
         labels = _as_outputs(labels, outputs)
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(
                 outputs, labels, pos_weight=self.class_weights
             )
         return F.mse_loss(outputs, labels)
+
+    def share(self, labels: Tensor) -> Tensor | int:
+        """What the mean of a batch counts for in that of several, by its labels alone.
+
+        The number of rows that have one or, with class weights, the sum of theirs: the mean is then
+        that of all rows, however they were divided into batches.
+        """
+        if self.kind != "classification":
+            return len(labels)
+        known = labels != IGNORED
+        if self.loss is not None or self.class_weights is None:
+            return known.sum()
+        return (self.class_weights[labels.clamp(min=0)] * known).sum()
+
+    def _of_classes(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if self.loss is not None:
+            return self.loss(outputs, labels)
+        check_classes(labels, self.num_outputs)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs.dtype)
+        return F.cross_entropy(outputs, labels, weight=weights, ignore_index=IGNORED)
+
+
+def as_tasks(
+    num_classes: int | None, tasks: Mapping[str, Task] | None, single: dict[str, Any]
+) -> dict[str, Task]:
+    """Tasks by name: those given, or the only one, of what describes it.
+
+    Raises:
+        ValueError: Both or none of ``num_classes`` and ``tasks`` are given, what describes a single
+            task is given beside several, or a name cannot be one of a module.
+    """
+    if (num_classes is None) == (tasks is None):
+        raise ValueError("FineTuner takes either num_classes or tasks")
+    if tasks is None:
+        return {ONLY: Task(num_classes or 0, **single)}
+    given = [name for name, value in single.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} of several tasks: an argument of each Task")
+    # Names of attributes of a ModuleDict cannot be keys of one.
+    if not tasks or any(
+        not name.isidentifier() or name == ONLY or hasattr(nn.ModuleDict, name) for name in tasks
+    ):
+        raise ValueError(
+            f"tasks must have names that are identifiers, and not {ONLY!r} or one of a module's"
+            f" attributes; got {list(tasks)}"
+        )
+    return dict(tasks)
 
 
 def check_classes(labels: Tensor, num_classes: int) -> None:
@@ -207,15 +258,6 @@ def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tenso
     if task.kind == "multilabel":
         return ((outputs > 0) == (labels > 0)).float().mean(), len(outputs)
     return (outputs - _as_outputs(labels, outputs)).abs().mean(), len(outputs)
-
-
-def _cross_entropy(outputs: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """The mean over rows with a label; 0 where none has one, of which torch's mean is NaN."""
-    weights = None if class_weights is None else class_weights.to(outputs.dtype)
-    mean = F.cross_entropy(outputs, labels, weight=weights, ignore_index=IGNORED)
-    # Only the value is NaN: rows without a label have the gradient 0 in any case. A branch would
-    # wait for the GPU.
-    return mean.masked_fill((labels == IGNORED).all(), 0.0)
 
 
 def _as_outputs(labels: Tensor, outputs: Tensor) -> Tensor:

@@ -1,0 +1,98 @@
+"""What the LightningModules of this package share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import lightning as L
+from torch import Tensor
+
+from fastmmd.train.presence import ClassesSeen, absent_classes, check_labels
+
+__all__ = ["TransferModule"]
+
+
+class TransferModule(L.LightningModule):
+    """Finds out classes without a sample, and logs the objective as often as the trainer logs.
+
+    Where the labels of all samples are known, that is before the training. Of other data it is the
+    first whole epoch that shows it: the training ends then, but only once the epoch is in the
+    checkpoints and, if it was the only one, callbacks have had their ``on_fit_end``.
+
+    Args:
+        all_classes: Whether a class without a sample is an error.
+    """
+
+    def __init__(self, all_classes: bool) -> None:
+        super().__init__()
+        self.all_classes = all_classes
+        self._seen: dict[str, ClassesSeen] = {}
+        self._absent: dict[str, list[int]] = {}
+
+    def class_counts(self) -> Mapping[str, int]:
+        """Numbers of classes by task; ``""`` is the name of an only one."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Checks the labels that are known.
+
+        Raises:
+            ValueError: A label of the source is no class, or a class has no sample.
+        """
+        data = getattr(self.trainer, "datamodule", None) if stage == "fit" else None
+        classes = self.class_counts().get("")
+        if classes is None or data is None or not hasattr(data, "source_labels"):
+            return
+        labels = data.source_labels()
+        if labels is not None:
+            check_labels(labels, classes, self.all_classes)
+
+    def on_train_start(self) -> None:
+        """Begins to note which classes have samples."""
+        self._absent = {}
+        counts = self.class_counts() if self.all_classes else {}
+        self._seen = {task: ClassesSeen(count) for task, count in counts.items()}
+
+    def on_train_epoch_start(self) -> None:
+        """Ends a training whose first epoch lacked a class.
+
+        Raises:
+            ValueError: No batch held a sample of some class.
+        """
+        self._refuse_absent()
+
+    def on_train_epoch_end(self) -> None:
+        """Looks for classes that the epoch had no sample of, once."""
+        if self._seen:
+            self._absent = absent_classes(self._seen, self.trainer)
+            self._seen = {}
+
+    def on_fit_end(self) -> None:
+        """As ``on_train_epoch_start``, of a training that has no second epoch.
+
+        Raises:
+            ValueError: No batch held a sample of some class.
+        """
+        self._refuse_absent()
+
+    def _saw(self, labels: Tensor, task: str = "") -> None:
+        if task in self._seen:
+            self._seen[task].add(labels)
+
+    def _refuse_absent(self) -> None:
+        if not self._absent:
+            return
+        counts = self.class_counts()
+        found = "; ".join(
+            f"{absent} of the {counts[task]} classes{f' of {task}' * bool(task)}"
+            for task, absent in self._absent.items()
+        )
+        raise ValueError(
+            f"no batch of the first epoch holds a sample of {found}. That epoch is in the"
+            " checkpoints; all_classes=False trains without them"
+        )
+
+    def _log_step(self, objective: Tensor, batch_idx: int) -> None:
+        every = max(self.trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        if batch_idx == 0 or (self.global_step + 1) % every == 0:
+            self.log("train_loss", objective, prog_bar=True)
