@@ -67,9 +67,9 @@ class FineTuner(TransferModule):
     Logged: ``train_loss`` by steps, as often as the trainer logs, and over each epoch
     ``train_task_loss``, ``train_accuracy``, ``train_l2_sp`` and ``train_distillation_loss``;
     ``val_loss`` (without L2-SP and distillation), ``val_accuracy`` and ``val_f1`` (macro), of a
-    second loader ``val_target_loss`` and so on, and the same for ``test``. With several tasks the name of
-    the task stands before that of the metric, ``val_colour_accuracy``; numbers have ``mae`` and
-    ``rmse``.
+    second loader ``val_target_loss`` and so on, and the same for ``test``. With several tasks the
+    name of the task stands before that of the metric, ``val_colour_accuracy``; numbers have ``mae``
+    and ``rmse``.
 
     Args:
         backbone: Maps inputs to features, as :class:`~fastmmd.train.Pooled` takes it; or a name for
