@@ -6,6 +6,7 @@ they end in as ``FOLDER/RANK.pt``, and the samples of each epoch of a ``DomainPa
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from functools import partial
@@ -15,15 +16,17 @@ from typing import Any
 import lightning as L
 import torch
 from distributed_worker import CLASSES
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastmmd.train import Aligner, DomainPair
+from fastmmd.train import Aligner, BalancedSampler, DomainPair, FineTuner
 
 EPOCHS, SIZE, ROWS = 10, 13, 120  # 9 batches of 13 samples an epoch and one of 3
-ALIGNMENTS = ("dan", "jan")
+ALIGNMENTS = {"dan": 1.0, "jan": 1.0, "dann": 0.0, "cdan": 0.0}  # and the weight of each
+DRAWN = 4  # the seed of the balanced draws
 SHARE = 8  # of a batch belongs to the first of two processes, of the last one two samples
 
 
@@ -77,6 +80,7 @@ def train(alignment: str, rank: int | None) -> dict[str, Tensor]:
         nn.Linear(6, CLASSES),
         CLASSES,
         alignment=alignment,
+        weight=ALIGNMENTS[alignment],
         global_batch=True,
         optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.5),
     )
@@ -128,14 +132,48 @@ def samples(rank: int) -> list[list[list[float]]]:
     return module.seen
 
 
-def main() -> None:
-    import os
+def balanced(folder: Path, epochs: int, resume: Path | None = None) -> dict[str, Any]:
+    """Parameters, and the samples that this process was given, of a training on drawn samples."""
+    torch.manual_seed(2)
+    inputs, labels = points(0)
+    tuner = FineTuner(nn.Sequential(nn.Linear(4, 8), nn.Tanh()), CLASSES, in_features=8, lr=0.1)
+    torch.manual_seed(100 + int(os.environ.get("LOCAL_RANK", 0)))  # each draws another seed
+    data = TensorDataset(inputs.float(), labels)
+    loader = DataLoader(data, 10, sampler=BalancedSampler(labels, seed=DRAWN))
+    seen = Seen()
+    trainer = L.Trainer(
+        **two_processes(),
+        **{**QUIET, "enable_checkpointing": True},
+        max_epochs=epochs,
+        callbacks=[seen, ModelCheckpoint(folder, filename=f"balanced-{epochs}")],
+    )
+    trainer.fit(tuner, loader, ckpt_path=resume)
+    return {"parameters": tuner.state_dict(), "seen": seen.epochs}
 
+
+class Seen(L.Callback):
+    """The first features of the samples of each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[float]] = []
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.epochs.append([])
+
+    def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, _: int) -> None:
+        self.epochs[-1] += batch[0][:, 0].tolist()
+
+
+def main() -> None:
     torch.set_num_threads(1)
     rank = int(os.environ.get("LOCAL_RANK", 0))
     found: dict[str, Any] = {alignment: train(alignment, rank) for alignment in ALIGNMENTS}
     found["samples"] = samples(rank)
-    torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
+    folder = Path(sys.argv[1])
+    found["whole"] = balanced(folder, 3)
+    balanced(folder, 1)
+    found["resumed"] = balanced(folder, 3, folder / "balanced-1.ckpt")
+    torch.save(found, folder / f"{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ import torch
 from distributed_worker import ALIGNMENTS, CASES, ROWS, SEEDS_RUN, batch_of, case_of, one_step
 from tolerance import SEEDS, Case, Results, check, threads
 
-from fastmmd.train import Activations, JointAlignment, LayerwiseAlignment, distributed
+from fastmmd.train import (
+    Activations,
+    BalancedSampler,
+    JointAlignment,
+    LayerwiseAlignment,
+    balance,
+    distributed,
+)
 from fastmmd.train.distributed import global_discrepancy, global_mean
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -119,10 +126,13 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     check_samples(*(results["samples"] for results in found))
+    for rank, results in enumerate(found):
+        check_balanced(rank, results["whole"], results["resumed"])
     for alignment in distributed_training.ALIGNMENTS:
         with threads(1):
             whole = distributed_training.train(alignment, None)
         assert len(whole["losses"]) == 100
+        assert whole["train_alignment_loss"] > 0
         assert (whole["losses"].diff().abs() > 1e-3).any()
         for results in found:
             for key, exact in whole.items():
@@ -142,6 +152,35 @@ def check_samples(first: Any, second: Any) -> None:
     assert len(pairs) == 2
     assert pairs[0][0] != pairs[1][0]
     assert pairs[0][1] != pairs[1][1]
+
+
+def check_balanced(rank: int, whole: dict[str, Any], resumed: dict[str, Any]) -> None:
+    """Each process has every second draw; resumed after the first epoch, nothing is different."""
+    inputs, labels = distributed_training.points(0)
+    for epoch, seen in enumerate(whole["seen"]):
+        draws = list(BalancedSampler(labels, epoch=epoch, seed=distributed_training.DRAWN))
+        assert seen == inputs.float()[draws[rank::2], 0].tolist()
+    assert len(whole["seen"]) == 3
+    assert whole["seen"][0] != whole["seen"][1]
+    assert resumed["seen"] == whole["seen"][1:]
+    for name, value in whole["parameters"].items():
+        assert torch.equal(resumed["parameters"][name], value), name
+
+
+def test_processes_without_a_seed_agree_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the first; the draws are then shared out."""
+    labels = torch.arange(12) % 3
+    exact = list(BalancedSampler(labels, 11, seed=7, epoch=2))
+    sampler = BalancedSampler(labels, 11, epoch=2)
+    monkeypatch.setattr(balance, "processes", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda o: o.__setitem__(0, 7))
+    assert len(sampler) == 6
+    assert list(sampler) == [*exact[1::2], exact[0]]  # from the start where draws are odd
+    monkeypatch.setattr(balance, "processes", lambda: 1)
+    for epoch in (0, 2):
+        sampler.set_epoch(epoch)
+    assert list(sampler) == exact
 
 
 def test_one_process_needs_no_group() -> None:

@@ -86,7 +86,8 @@ class Aligner(TransferModule):
         source_weights: Weights of several sources, divided by their sum. Default: equal ones.
         target_label_weight: Weight of the cross-entropy of labelled target samples.
         weight: Maximum of the weight of the discrepancy. 0 leaves the joint forward pass alone to
-            adapt the batch normalisation; it is then logged, but has no gradient.
+            adapt the batch normalisation; it is then logged, but has no gradient, and what it could
+            itself learn is made constant.
         schedule: A name that :func:`~fastmmd.train.alignment_weight` knows, ``"dann"`` by default
             (0 at the first step, rising), or a function of p.
         target_forward: ``"joint"`` (default): all domains pass through the network as one batch, so
@@ -172,6 +173,9 @@ class Aligner(TransferModule):
         self.bottleneck = bottleneck
         self.classifier = classifier
         self.alignment = as_alignment(alignment if loss is None else loss, classifier, num_classes)
+        if weight == 0 or target_forward == "none":
+            # With several processes torch waits for a gradient of each parameter that may have one.
+            self.alignment.requires_grad_(False)
         self.num_classes = num_classes
         self.layers = check_layers(self, layers)
         self.source_weights = _checked_source_weights(source_weights)

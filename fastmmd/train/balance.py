@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset, WeightedRandomSampler, default_collate
 
 from fastmmd.train.batches import joined
 from fastmmd.train.data import known_labels
-from fastmmd.train.shuffling import new_seed, seed_of
+from fastmmd.train.distributed import processes
+from fastmmd.train.shuffling import ProcessShare, new_seed, seed_of
 
-__all__ = ["BalancedSampler", "balanced_class_weights", "labels_of", "training_labels"]
+__all__ = [
+    "BalancedOrder",
+    "BalancedSampler",
+    "balanced_class_weights",
+    "labels_of",
+    "training_labels",
+]
 
 
 def balanced_class_weights(labels: Tensor | Sequence[int], num_classes: int) -> Tensor:
@@ -40,17 +48,52 @@ def balanced_class_weights(labels: Tensor | Sequence[int], num_classes: int) -> 
     return counts.sum() / (num_classes * counts.float())
 
 
-class BalancedSampler(WeightedRandomSampler):
+class BalancedOrder(WeightedRandomSampler):
+    """Draws with replacement, each class as often as any other, that follow from seed and epoch.
+
+    Arguments and errors are those of :class:`BalancedSampler`.
+    """
+
+    def __init__(
+        self, labels: Tensor | Sequence[int], num_samples: int | None, seed: int, epoch: int
+    ) -> None:
+        labels = torch.as_tensor(labels)
+        if labels.numel() == 0:
+            raise ValueError("BalancedSampler needs labels; got none")
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1; got {num_samples!r}")
+        present, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+        if present[0] < 0:
+            raise ValueError(f"labels must not be negative; got {int(present[0])}")
+        super().__init__(
+            (1.0 / counts.double())[inverse].tolist(),
+            num_samples or len(labels),
+            replacement=True,
+            generator=torch.Generator(),
+        )
+        self.seed = seed
+        self.epoch = -1
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begins an epoch; nothing for the current one."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.generator.manual_seed(seed_of(self.seed, epoch))
+
+
+class BalancedSampler(ProcessShare[BalancedOrder]):
     """Draws samples with replacement, each class as often as any other.
 
     For a ``DataLoader``. The draws of an epoch follow from the seed and the epoch, so a resumed
     training sees those of an uninterrupted one; give ``generator`` to the loader as well. With
-    several processes Lightning shares the draws out among them.
+    several processes each has its share of the same draws, with Lightning's
+    ``use_distributed_sampler`` or without.
 
     Args:
         labels: Classes [n] of the dataset, in its order.
-        num_samples: Draws per epoch; default n.
-        seed: Of the draws. Default: drawn from torch's global random numbers.
+        num_samples: Draws per epoch, of all processes together; default n.
+        seed: Of the draws. Default: drawn from torch's global random numbers, of the first process.
         epoch: The epoch to begin with.
 
     Raises:
@@ -70,29 +113,29 @@ class BalancedSampler(WeightedRandomSampler):
         seed: int | None = None,
         epoch: int = 0,
     ) -> None:
-        labels = torch.as_tensor(labels)
-        if labels.numel() == 0:
-            raise ValueError("BalancedSampler needs labels; got none")
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1; got {num_samples!r}")
-        present, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
-        if present[0] < 0:
-            raise ValueError(f"labels must not be negative; got {int(present[0])}")
-        super().__init__(
-            (1.0 / counts.double())[inverse].tolist(),
-            num_samples or len(labels),
-            replacement=True,
-            generator=torch.Generator(),
-        )
-        self.seed = new_seed() if seed is None else seed
-        self.epoch = -1
-        self.set_epoch(epoch)
+        order = BalancedOrder(labels, num_samples, new_seed() if seed is None else seed, epoch)
+        super().__init__(order, 1, 0)
+        self._agreed = seed is not None
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begins an epoch; nothing for the current one. Lightning calls it."""
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.generator.manual_seed(seed_of(self.seed, epoch))
+    def __len__(self) -> int:
+        self._join()
+        return super().__len__()
+
+    def __iter__(self) -> Iterator[int]:
+        self._join()
+        if self.num_replicas > 1 and not self._agreed:
+            first = [self.order.seed]
+            dist.broadcast_object_list(first)
+            self._agreed = True
+            epoch, self.order.epoch = self.order.epoch, -1
+            self.order.seed = first[0]
+            self.set_epoch(epoch)
+        return super().__iter__()
+
+    def _join(self) -> None:
+        """The share of this process, once there are several: they may be started later."""
+        if processes() != self.num_replicas:
+            self.share(processes(), dist.get_rank() if processes() > 1 else 0)
 
 
 def labels_of(dataset: Dataset[Any]) -> Any:

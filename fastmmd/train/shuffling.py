@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 from itertools import cycle, islice
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import lightning as L
 import numpy as np
@@ -88,7 +88,10 @@ class EpochOrder(Protocol):
     def __len__(self) -> int: ...
 
 
-class ProcessShare(DistributedSampler[int]):
+Order = TypeVar("Order", bound=EpochOrder)
+
+
+class ProcessShare(DistributedSampler[int], Generic[Order]):
     """What one of several processes draws: each ``num_replicas``-th of an order that all share.
 
     Lightning leaves a ``DistributedSampler`` as it is, and puts its own, of one seed, in the place
@@ -104,10 +107,15 @@ class ProcessShare(DistributedSampler[int]):
         generator: For the loader: the seeds of worker processes, of this process alone.
     """
 
-    def __init__(self, order: EpochOrder, num_replicas: int, rank: int) -> None:
-        super().__init__(order, num_replicas, rank)  # type: ignore[arg-type]  # len is all it reads
+    def __init__(self, order: Order, num_replicas: int, rank: int) -> None:
         self.order = order
         self.generator = torch.Generator()
+        self.share(num_replicas, rank)
+
+    def share(self, num_replicas: int, rank: int) -> None:
+        """Shares the order out among another number of processes."""
+        order: Any = self.order  # of which len is all that is read
+        super().__init__(order, num_replicas, rank)
         self._seed()
 
     def set_epoch(self, epoch: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from fastmmd.compare.reading import InputError, some
-from fastmmd.train.balance import BalancedSampler, labels_of
+from fastmmd.train.balance import BalancedOrder, labels_of
 from fastmmd.train.data import DomainPair
 from fastmmd.train.shuffling import EpochOrder, EpochShuffle, first_epoch, of_process, seed_of
 
@@ -285,8 +285,7 @@ class DomainData(L.LightningDataModule):
         epoch = first_epoch(self.trainer)
         order: EpochOrder
         if self.balanced:
-            seed = seed_of(self.seed, stream)
-            order = BalancedSampler(labels_of(dataset), seed=seed, epoch=epoch)
+            order = BalancedOrder(labels_of(dataset), None, seed_of(self.seed, stream), epoch)
         else:
             order = EpochShuffle(dataset, self.seed, stream, epoch=epoch)  # type: ignore[arg-type]
         sampler = of_process(order, self.trainer)
