@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -83,8 +84,11 @@ DATA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_domains_are_not_drawn_together_by_several_processes(name: str) -> None:
+def test_domains_are_not_drawn_together_by_several_processes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loaders as Lightning makes them ready in each of two processes, which need not run."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # which a rank sets for all that comes after
     drawn: dict[str, list[list[float]]] = {}
     for rank in range(2):
         trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
