@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from benchmarks import ROOT
 from fastmmd.bench import measure, rows
 from fastmmd.bench.builds import build, checked_out, commit_of
 from fastmmd.bench.machine import Disturbance
+from fastmmd.bench.main import PASSES
 from fastmmd.bench.verdict import Thresholds
 
 SELECT = "mmd2, n=512 d=256, float32, forward \\+ backward"
@@ -65,6 +67,16 @@ def trial(folders: dict[str, Path], threads: int, passes: int) -> dict[str, Any]
     return verdict.as_dict()
 
 
+def summary(trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """How many answers of the trials so far were right."""
+    false = [t["answer"] in ("worse", "better") for t in trials["same"]]
+    return {
+        "trials": len(trials["same"]),
+        "found": sum(t["answer"] == "worse" for t in trials["planted"]),
+        "false_alarms": sum(false),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the trials.
 
@@ -77,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=0.1, help="of the plant (default: 0.1)")
     options = parser.parse_args(arguments)
     threads = measure.default_threads()
+    head = {
+        "machine": measure.machine("cpu", threads),
+        "commit": commit_of(ROOT),
+        "torch": torch.__version__,
+        "share": options.share,
+        "row": SELECT.replace("\\", ""),
+    }
+    trials: dict[str, list[dict[str, Any]]] = {"planted": [], "same": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with checked_out("HEAD", ROOT) as tree:
@@ -85,36 +105,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plant(tree, options.share)
             build(str(tree), ROOT, folder / "slow")
         busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        noise = Disturbance()
-        trials: dict[str, list[dict[str, Any]]] = {"planted": [], "same": []}
+        noise, began = Disturbance(), monotonic()
         try:
-            for number in range(options.trials):
+            for number in range(1, options.trials + 1):
                 for kind, other in (("planted", "slow"), ("same", "two")):
                     sides = {measure.BASE: folder / "one", measure.HEAD: folder / other}
-                    trials[kind].append(trial(sides, threads, passes=4))
-                    last = trials[kind][-1]
+                    start = monotonic()
+                    last = trial(sides, threads, PASSES)
+                    taken = noise.since_last()
+                    trials[kind].append({**last, "taken_by_others": taken})
                     print(
-                        number, kind, last["answer"], f"{100 * last['change']:+.1f} %", flush=True
+                        f"{number} {kind}: {last['answer']}, {100 * last['change']:+.1f} %"
+                        f" ({100 * last['low']:+.1f} to {100 * last['high']:+.1f} %),"
+                        f" {last['rounds']} rounds, {monotonic() - start:.0f} s",
+                        flush=True,
                     )
-            disturbance = noise.since_last()
+                result = {**head, **summary(trials), "seconds": monotonic() - began, "each": trials}
+                partial = options.output.with_suffix(".incomplete")
+                partial.write_text(json.dumps(result, indent=1) + "\n")
+                partial.replace(options.output)
         finally:
             busy.kill()
             busy.wait()
-    found = sum(t["answer"] == "worse" for t in trials["planted"])
-    false = sum(t["answer"] in ("worse", "better") for t in trials["same"])
-    result = {
-        "machine": measure.machine("cpu", threads),
-        "commit": commit_of(ROOT),
-        "torch": torch.__version__,
-        "share": options.share,
-        "row": SELECT.replace("\\", ""),
-        "trials": options.trials,
-        "found": found,
-        "false_alarms": false,
-        "taken_by_others": disturbance,
-        "each": trials,
-    }
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    found, false = result["found"], result["false_alarms"]
     print(f"found {found} of {options.trials} plants; {false} of {options.trials} false alarms")
     allowed = options.trials // 20
     return int(found < options.trials - allowed or false > allowed)

@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -177,9 +177,15 @@ class Worker:
             raise BuildError(f"{self.name}: {answer['wrong']}")
         return answer
 
-    def seconds(self, lane: str, calls: int) -> float:
-        """Seconds for a number of calls of a lane of the row that was prepared last."""
-        return float(self._ask({"do": "time", "lane": lane, "calls": calls}))
+    def seconds(self, lane: str, calls: int, cores: Sequence[int] | None = None) -> float:
+        """Seconds for a number of calls of a lane of the row that was prepared last.
+
+        Args:
+            lane: Its name.
+            calls: How many.
+            cores: Those that the process runs on from now on; None leaves them as they are.
+        """
+        return float(self._ask({"do": "time", "lane": lane, "calls": calls, "cores": cores}))
 
     def _ask(self, request: Mapping[str, Any]) -> Any:
         process = self._process

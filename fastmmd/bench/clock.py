@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
-from .interleave import Lane, stopwatch
+from .interleave import Lane, fastest, stopwatch
 
-__all__ = ["allocations", "peak_bytes", "stopwatch_of"]
+__all__ = ["Cores", "allocations", "fastest_of", "peak_bytes", "run_on", "stopwatch_of"]
 
 
 def stopwatch_of(device: str) -> Callable[[Lane, int], float]:
     """Seconds for a number of calls: of the processor, or by events of the GPU."""
     return stopwatch if device == "cpu" else _by_events
+
+
+def fastest_of(device: str) -> Callable[[Lane, int], float]:
+    """The same, by the fastest slice of a turn."""
+    return fastest(stopwatch_of(device))
+
+
+class Cores:
+    """Sets of cores that all lanes of a round run on, one set after the other.
+
+    Each set serves for two rounds, of which one runs the lanes backwards. Each core is in as many
+    sets as any other, and sets that follow one another have few cores in common.
+
+    Args:
+        threads: How many cores a set has.
+        available: The cores; those of this process unless given.
+    """
+
+    def __init__(self, threads: int, available: Sequence[int] | None = None) -> None:
+        if available is None:
+            available = sorted(os.sched_getaffinity(0))
+        count = len(available)
+        starts = sorted(range(count), key=lambda i: i % threads)
+        sets = [sorted(available[(i + k) % count] for k in range(threads)) for i in starts]
+        self._sets = sets if threads < count else []
+        self._round = 0
+
+    @property
+    def now(self) -> list[int] | None:
+        """The set of this round; None if the threads need all cores."""
+        return self._sets[self._round // 2 % len(self._sets)] if self._sets else None
+
+    def next_round(self) -> None:
+        """A round is over."""
+        self._round += 1
+
+
+def run_on(cores: Sequence[int]) -> None:
+    """From now on all threads of this process run on these cores."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
 
 
 def _by_events(lane: Lane, calls: int) -> float:

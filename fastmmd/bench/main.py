@@ -18,6 +18,7 @@ __all__ = ["BenchError", "add_bench_arguments"]
 
 # Seconds of rounds of a row, whole and quick.
 _SECONDS, _QUICK_SECONDS = 3.0, 0.6
+PASSES = 6
 
 
 class BenchError(ValueError):
@@ -53,7 +54,10 @@ def add_bench_arguments(command: argparse.ArgumentParser) -> None:
     compare.add_argument("head", metavar="HEAD", help="the same, for what came later")
     _measuring(compare)
     compare.add_argument(
-        "--passes", type=positive, default=4, help="measure unclear rows so often (default: 4)"
+        "--passes",
+        type=positive,
+        default=PASSES,
+        help="measure rows that stay unclear so often (default: %(default)s)",
     )
     compare.add_argument(
         "--threshold",

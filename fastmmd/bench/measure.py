@@ -15,7 +15,7 @@ import torch
 import fastmmd
 from fastmmd.bench import record
 from fastmmd.bench.builds import Worker, commit_of
-from fastmmd.bench.clock import peak_bytes, stopwatch_of
+from fastmmd.bench.clock import Cores, peak_bytes, stopwatch_of
 from fastmmd.bench.interleave import Budget, Rounds, interleave
 from fastmmd.bench.machine import describe
 from fastmmd.bench.record import Record, Series
@@ -30,6 +30,8 @@ LEAST_ROUNDS = 9
 # Of two builds: turns about as short as a time slice of the system, of which some are then not
 # disturbed at all, and many of them.
 TURN, MOST_ROUNDS = 0.01, 150
+# Two processes of one build differ: no answer stands on a single pass.
+LEAST_PASSES = 2
 # Over all rows: what disturbs the machine for a second is then not in all rounds of a row.
 SWEEPS = 3
 Say = Callable[[str], object]
@@ -174,9 +176,11 @@ def duel(
 ) -> Duel:
     """Times rows of two builds against each other, round by round.
 
-    Each build runs in a process of its own; one waits while the other is timed. Rows that are
-    unclear, or not the same, are measured again in new processes, as two processes of one build
-    differ too: by where their memory lies.
+    Each build runs in a process of its own; one waits while the other is timed. In a round both
+    run on the same cores, two rounds later on others: a core that another process or another guest
+    makes slow is so for both, and not in all rounds. All rows are measured again in new processes,
+    as two processes of one build differ too, by where their memory lies; then those that are
+    unclear.
 
     Args:
         folders: Of the builds, by ``"base"`` and ``"head"``.
@@ -194,9 +198,9 @@ def duel(
     """
     described = machine(device, threads)
     together = uuid.uuid4().hex
+    # A GPU does not care which cores ask it to work.
+    cores = Cores(threads, None if device == "cpu" else ())
     taken: dict[str, Rounds] = {}
-    # A single pass cannot tell a change from the whims of a process.
-    least = min(2, passes)
 
     def one_pass(left: Sequence[Row]) -> None:
         with Worker(BASE, folders[BASE]) as base, Worker(HEAD, folders[HEAD]) as head:
@@ -215,7 +219,8 @@ def duel(
                 rounds = interleave(
                     lanes,  # type: ignore[arg-type]
                     Budget(seconds, LEAST_ROUNDS, MOST_ROUNDS, TURN),
-                    lambda lane, count: lane[0].seconds(lane[1], count),
+                    lambda lane, count: lane[0].seconds(lane[1], count, cores.now),
+                    cores.next_round,
                 )
                 taken[row.name] = _joined(taken.get(row.name), rounds)
 
@@ -251,7 +256,7 @@ def duel(
         open_rows = {
             v.row
             for v in verdicts
-            if v.answer == "unclear" or (v.answer in ("better", "worse") and number < least)
+            if v.answer == "unclear" or (v.answer not in ("new", "gone") and number < LEAST_PASSES)
         }
         left = [row for row in rows if row.name in open_rows]
         say(f"pass {number}: {len(rows) - len(left)} of {len(rows)} rows decided")

@@ -6,6 +6,7 @@ it imports its own modules relatively, and the library by its name.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from fastmmd import reference
 from . import plain
 from .peers import PEERS
 
-__all__ = ["FORWARD", "GRADIENTS", "Lanes", "Row", "rows", "select"]
+__all__ = ["FORWARD", "GRADIENTS", "Lanes", "MissingError", "Row", "rows", "select"]
 
 Function = Callable[..., Any]
 SUBJECT, REFERENCE = "fastmmd", "reference"
@@ -30,6 +31,28 @@ FORWARD, GRADIENTS = "forward", "forward + backward"
 CLASSES = 31  # of Office-31
 PERMUTATIONS = 50
 FEATURES, LINES = 1024, 32
+
+
+class MissingError(LookupError):
+    """The build of fastmmd that is timed has no such operation, or not with these arguments."""
+
+
+def offered(name: str, *arguments: str) -> Any:
+    """What this build of fastmmd has under a name.
+
+    A row asks for what it times before anything runs: so an operation that is there and fails is
+    not taken for one that is not there.
+
+    Raises:
+        MissingError: It has no such name, or it does not take one of the arguments.
+    """
+    if not hasattr(fm, name):
+        raise MissingError(f"no fastmmd.{name}")
+    found = getattr(fm, name)
+    for argument in arguments:
+        if argument not in inspect.signature(found).parameters:
+            raise MissingError(f"fastmmd.{name} takes no {argument}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,7 +134,7 @@ class Row:
             peers: Whether other libraries are lanes too, on the rows of ``mmd2``.
 
         Raises:
-            AttributeError: This build of fastmmd has no such operation.
+            MissingError: This build of fastmmd has no such operation.
             ArithmeticError: The two sides disagree.
         """
         x, y = self.samples(device)
@@ -193,7 +216,7 @@ def _specs() -> Iterator[dict[str, Any]]:
     def spec(op: str, n: int, d: int, why: str, make: Any, **rest: Any) -> dict[str, Any]:
         return {"op": op, "n": n, "d": d, "why": why, "make": make, **rest}
 
-    bank = _of_kernel(lambda: fm.Gaussian("mean"))
+    bank = _of_kernel(lambda: offered("Gaussian")("mean"))
     for n, why, quick in (
         (32, "the batch and bottleneck of DeepDA's examples: the cost of a call", True),
         (128, "a usual batch on one device", True),
@@ -209,9 +232,9 @@ def _specs() -> Iterator[dict[str, Any]]:
     yield spec("mmd2", 512, 256, half, bank, dtype=torch.bfloat16, products=_PAIRS, tolerance=0.02)
 
     two = "a two-sample test on narrow data: exponentials bind"
-    unbiased = _of_kernel(lambda: fm.Gaussian("mean"), estimator="unbiased")
+    unbiased = _of_kernel(lambda: offered("Gaussian")("mean"), estimator="unbiased")
     yield spec("mmd2, unbiased", 512, 64, two, unbiased, products=_PAIRS)
-    yield spec("mmd2, median", 512, 64, two, _of_kernel(lambda: fm.Gaussian("median")))
+    yield spec("mmd2, median", 512, 64, two, _of_kernel(lambda: offered("Gaussian")("median")))
     for name, make in _kernels().items():
         yield spec(f"mmd2, {name}", 512, 64, "each family at one size", _of_kernel(make))
     long = "more points than any matrix holds"
@@ -220,7 +243,7 @@ def _specs() -> Iterator[dict[str, Any]]:
         ("block", 4096, {"block_size": 64}),
         ("incomplete", 1024, {"num_superdiagonals": 16}),
     ):
-        make = _of_kernel(lambda: fm.Gaussian(8.0), estimator=name, **options)
+        make = _of_kernel(lambda: offered("Gaussian")(8.0), estimator=name, **options)
         yield spec(f"mmd2, {name}", n, 64, long, make)
 
     batch = "a batch of features and of class probabilities"
@@ -241,24 +264,24 @@ def _specs() -> Iterator[dict[str, Any]]:
 def _kernels() -> dict[str, Callable[[], Any]]:
     s = 8.0  # the root of d, at which kernels vary most over the data
     return {
-        "Laplacian": lambda: fm.Laplacian(s),
-        "Matern 3/2": lambda: fm.Matern(1.5, s),
-        "Matern 5/2": lambda: fm.Matern(2.5, s),
-        "InverseMultiquadric": lambda: fm.InverseMultiquadric(s),
-        "RationalQuadratic": lambda: fm.RationalQuadratic(2.0, s),
-        "Energy": lambda: fm.Energy(),
-        "Polynomial": lambda: fm.Polynomial(),
-        "Linear": lambda: fm.Linear(),
-        "Cosine": lambda: fm.Cosine(),
+        "Laplacian": lambda: offered("Laplacian")(s),
+        "Matern 3/2": lambda: offered("Matern")(1.5, s),
+        "Matern 5/2": lambda: offered("Matern")(2.5, s),
+        "InverseMultiquadric": lambda: offered("InverseMultiquadric")(s),
+        "RationalQuadratic": lambda: offered("RationalQuadratic")(2.0, s),
+        "Energy": lambda: offered("Energy")(),
+        "Polynomial": lambda: offered("Polynomial")(),
+        "Linear": lambda: offered("Linear")(),
+        "Cosine": lambda: offered("Cosine")(),
     }
 
 
 def _of_kernel(kernel: Callable[[], Any], **options: Any) -> Any:
     def make(x: Tensor, y: Tensor) -> tuple[Function, Function]:
-        k = kernel()
+        k, mmd2 = kernel(), offered("mmd2", *options)
 
         def ours(x: Tensor, y: Tensor) -> Tensor:
-            return fm.mmd2(x, y, k, **options)
+            return mmd2(x, y, k, **options)
 
         def simple(x: Tensor, y: Tensor) -> Tensor:
             return reference.mmd2(x, y, k, **options)
@@ -274,78 +297,88 @@ def _probabilities(of: Tensor, seed: int) -> Tensor:
 
 
 def _joint(x: Tensor, y: Tensor) -> tuple[Function, Function]:
+    joint_mmd2 = offered("joint_mmd2")
     p, q = _probabilities(x, 1), _probabilities(y, 2)
     return (
-        lambda x, y: fm.joint_mmd2((x, p), (y, q)),
+        lambda x, y: joint_mmd2((x, p), (y, q)),
         lambda x, y: plain.joint(x, p, y, q),
     )
 
 
 def _local(x: Tensor, y: Tensor) -> tuple[Function, Function]:
+    local_mmd2 = offered("local_mmd2")
     labels, q = _probabilities(x, 1).argmax(1), _probabilities(y, 2)
     return (
-        lambda x, y: fm.local_mmd2(x, y, labels, q, CLASSES),
+        lambda x, y: local_mmd2(x, y, labels, q, CLASSES),
         lambda x, y: plain.local(x, y, labels, q),
     )
 
 
 def _coral(x: Tensor, y: Tensor) -> tuple[Function, Function]:
-    return lambda x, y: fm.coral(x, y), plain.coral
+    coral = offered("coral")
+    return coral, plain.coral
 
 
 def _energy(x: Tensor, y: Tensor) -> tuple[Function, Function]:
-    return lambda x, y: fm.energy_distance(x, y), plain.energy_distance
+    energy_distance = offered("energy_distance")
+    return energy_distance, plain.energy_distance
 
 
 def _kernel_sum(x: Tensor, y: Tensor) -> tuple[Function, Function]:
-    k = fm.Gaussian(math.sqrt(x.shape[1]))
+    kernel_sum = offered("kernel_sum")
+    k = offered("Gaussian")(math.sqrt(x.shape[1]))
     v = torch.linspace(-1, 1, len(y)).to(y)
     slopes = plain.slopes_of(k.multipliers, math.sqrt(x.shape[1]))
 
     def simple(x: Tensor, y: Tensor) -> Tensor:
         return plain.gaussians(plain.cross(x, y), slopes) @ v
 
-    return lambda x, y: fm.kernel_sum(x, y, v, k), simple
+    return lambda x, y: kernel_sum(x, y, v, k), simple
 
 
 def _witness(x: Tensor, y: Tensor) -> tuple[Function, Function]:
-    k = fm.Gaussian(math.sqrt(x.shape[1]))
+    witness = offered("witness")
+    k = offered("Gaussian")(math.sqrt(x.shape[1]))
     slopes = plain.slopes_of(k.multipliers, math.sqrt(x.shape[1]))
 
     def simple(x: Tensor, y: Tensor) -> Tensor:
         to_x, to_y = (plain.gaussians(plain.cross(x, of), slopes).mean(1) for of in (x, y))
         return to_x - to_y
 
-    return lambda x, y: fm.witness(x, y, x, k), simple
+    return lambda x, y: witness(x, y, x, k), simple
 
 
 def _two_sample_test(x: Tensor, y: Tensor) -> tuple[Function, Function]:
+    two_sample_test = offered("two_sample_test", "num_permutations")
+
     def ours(x: Tensor, y: Tensor) -> Any:
-        return fm.two_sample_test(x, y, num_permutations=PERMUTATIONS).statistic
+        return two_sample_test(x, y, num_permutations=PERMUTATIONS).statistic
 
     # The statistic alone is the same on both sides; the labellings are drawn differently.
     return ours, lambda x, y: plain.permuted_by_index(x, y, PERMUTATIONS)[0]
 
 
 def _projected(x: Tensor, y: Tensor) -> tuple[Function, Function]:
+    projected_mmd2 = offered("projected_mmd2")
     generator = torch.Generator().manual_seed(1)
     weight = (torch.randn(256, x.shape[1], generator=generator) / math.sqrt(x.shape[1])).to(x)
 
     def simple(x: Tensor, y: Tensor) -> Tensor:
         return plain.deepda(x @ weight.T, y @ weight.T)
 
-    return lambda x, y: fm.projected_mmd2(x, y, weight), simple
+    return lambda x, y: projected_mmd2(x, y, weight), simple
 
 
 def _random_features(x: Tensor, y: Tensor) -> tuple[Function, Function]:
+    random_feature_mmd2 = offered("random_feature_mmd2", "frequencies", "phases")
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(x.shape[1], FEATURES, generator=generator).to(x)
     b = (2 * math.pi * torch.rand(FEATURES, generator=generator)).to(x)
     s = math.sqrt(x.shape[1])
-    k = fm.Gaussian(s, (1.0,))
+    k = offered("Gaussian")(s, (1.0,))
 
     def ours(x: Tensor, y: Tensor) -> Tensor:
-        return fm.random_feature_mmd2(x, y, FEATURES, k, frequencies=w, phases=b)
+        return random_feature_mmd2(x, y, FEATURES, k, frequencies=w, phases=b)
 
     def simple(x: Tensor, y: Tensor) -> Tensor:
         means = [(t @ (w / s) + b).cos().mean(0) for t in (x, y)]
@@ -355,18 +388,19 @@ def _random_features(x: Tensor, y: Tensor) -> tuple[Function, Function]:
 
 
 def _sliced(x: Tensor, y: Tensor) -> tuple[Function, Function]:
+    sliced_mmd2 = offered("sliced_mmd2", "projections")
     generator = torch.Generator().manual_seed(1)
     lines = torch.randn(x.shape[1], LINES, generator=generator)
     lines = (lines / lines.norm(dim=0)).to(x)
     return (
-        lambda x, y: fm.sliced_mmd2(x, y, projections=lines),
+        lambda x, y: sliced_mmd2(x, y, projections=lines),
         lambda x, y: plain.sliced(x, y, lines),
     )
 
 
 def _embedding(x: Tensor, y: Tensor) -> tuple[Function, Function]:
     s = math.sqrt(x.shape[1])
-    sketch = fm.MeanEmbedding(FEATURES, fm.Gaussian(s, (1.0,)), x.shape[1], 0)
+    sketch = offered("MeanEmbedding")(FEATURES, offered("Gaussian")(s, (1.0,)), x.shape[1], 0)
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(x.shape[1], FEATURES, generator=generator).to(x)
 

@@ -53,7 +53,7 @@ def main() -> None:
 
     rows, clock = load(sys.argv[1])
     lanes: dict[str, Any] = {}
-    device = "cpu"
+    device, cores = "cpu", None
     for line in sys.stdin:
         request = json.loads(line)
         answer: Any
@@ -64,15 +64,18 @@ def main() -> None:
             lanes = {}
             try:
                 made = row.prepare(device)
-            except (AttributeError, TypeError, ImportError, NotImplementedError) as error:
-                answer = {"missing": f"{type(error).__name__}: {error}"}
-            except ArithmeticError as error:
-                answer = {"wrong": str(error)}
+            except rows.MissingError as error:
+                answer = {"missing": str(error)}
+            except Exception as error:  # of the operation, whatever it is
+                answer = {"wrong": f"{row.name}: {type(error).__name__}: {error}"}
             else:
                 lanes = dict(made.calls)
                 answer = {"error": made.error}
         else:
-            answer = clock.stopwatch_of(device)(lanes[request["lane"]], request["calls"])
+            if request["cores"] != cores:
+                cores = request["cores"]
+                clock.run_on(cores)
+            answer = clock.fastest_of(device)(lanes[request["lane"]], request["calls"])
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -1,0 +1,270 @@
+"""fastmmd bench compare: better, same, worse or unclear."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench_runs import MACHINE, SharedMachine, SimulatedWorker, content, series, write
+
+from fastmmd.bench import measure, table, verdict
+from fastmmd.bench import rows as tracked
+from fastmmd.bench.clock import Cores
+from fastmmd.bench.interleave import fastest
+from fastmmd.bench.record import Record, Series
+from fastmmd.bench.verdict import Thresholds, Verdict, compare, judge
+from fastmmd.cli import main
+
+
+@pytest.mark.parametrize(("factor", "answer"), [(1.25, "worse"), (0.75, "better"), (1.0, "same")])
+def test_verdict_under_noise(factor: float, answer: str) -> None:
+    found = [
+        judge(series(2 * i), series(2 * i + 1, factor), False, Thresholds()).answer
+        for i in range(20)
+    ]
+    assert found.count(answer) >= 19, found
+
+
+def test_machine_out_of_control_is_unclear() -> None:
+    wild = [
+        judge(series(i, noise=1.5), series(i + 50, noise=1.5), False, Thresholds())
+        for i in range(20)
+    ]
+    assert [v.answer for v in wild].count("unclear") >= 18, [v.answer for v in wild]
+
+
+def test_paired_rounds_need_no_reference() -> None:
+    base = series(0, noise=0.0)
+    head = Series("row", tuple(1.1 * t for t in base.subject), tuple(reversed(base.reference)))
+    found = judge(base, head, True, Thresholds())
+    assert found.answer == "worse"
+    assert found.change == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.1)
+
+
+def test_one_run_a_side_needs_twice_the_change() -> None:
+    found = [judge(series(2 * i), series(2 * i + 1, 1.08), False, Thresholds()) for i in range(10)]
+    assert {v.answer for v in found} <= {"unclear", "same"}
+
+
+def joined(seeds: range, factor: float, offset: float = 0.0) -> Series:
+    """Runs in processes that differ by themselves."""
+    draw = np.random.default_rng(seeds.start)
+    runs = [series(i, factor * np.exp(offset * draw.standard_normal())) for i in seeds]
+    whole = runs[0]
+    for run in runs[1:]:
+        whole = whole.followed_by(run)
+    return whole
+
+
+def test_several_runs_a_side() -> None:
+    found = judge(joined(range(4), 1.0), joined(range(4, 8), 1.1), False, Thresholds())
+    assert found.answer == "worse"
+    assert found.rounds == 120
+    # Processes that differ by 4 % of themselves: seldom an alarm.
+    alarms = [
+        judge(
+            joined(range(10 * i, 10 * i + 4), 1.0, 0.04),
+            joined(range(10 * i + 4, 10 * i + 8), 1.0, 0.04),
+            False,
+            Thresholds(),
+        ).answer
+        in ("worse", "better")
+        for i in range(20)
+    ]
+    assert sum(alarms) <= 1
+
+
+def test_few_rounds_are_unclear() -> None:
+    assert (
+        judge(series(0, rounds=8), series(1, 2.0, rounds=8), False, Thresholds()).answer
+        == "unclear"
+    )
+
+
+def test_confidence_grows_with_the_number_of_rows() -> None:
+    assert Thresholds().of_rows(1).confidence == 0.99
+    assert Thresholds().of_rows(50).confidence == pytest.approx(0.999)
+
+
+def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for side, factor in (("base", 1.0), ("head", 1.0)):
+        (tmp_path / side).mkdir()
+        for run in range(3):
+            made = content({"row": series(len(side) + 10 * run, factor)})
+            write(tmp_path / side / f"{run}.json", made)
+    assert main(["bench", "compare", str(tmp_path / "base"), str(tmp_path / "head")]) == 0
+    assert "1 same" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main(["bench", "compare", str(tmp_path / "base"), str(tmp_path / "empty")]) == 2
+    assert "no .json file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--select", "nosuch"], "selects no row"),
+        (["--select", "("], "no regular expression"),
+        (["--quick"], "--quick is for revisions"),
+        (["--save", "x"], "--save is for revisions"),
+        (["--threads", "2"], "--threads is for revisions"),
+        (["--device", "cuda"], "--device is for revisions"),
+    ],
+)
+def test_options_of_files(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.json", content({"row": series(0)}))
+    assert main(["bench", "compare", file, file, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_plain_forms_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = content({"row": series(0)}), content({"row": series(1)})
+    b["fastmmd_bench"]["plain_forms"] = "changed"
+    main(["bench", "compare", write(tmp_path / "a.json", a), write(tmp_path / "b.json", b)])
+    assert "plain forms differ" in capsys.readouterr().err
+
+
+def test_absolute_threshold() -> None:
+    base, head = series(0, time=2e-6), series(1, 1.3, time=2e-6)
+    assert judge(base, head, False, Thresholds(absolute=2e-6)).answer == "same"
+    assert judge(base, head, False, Thresholds(absolute=1e-9)).answer == "worse"
+
+
+def test_busy_through_all_rounds_of_a_row() -> None:
+    # A few rounds that are as fast as ever show that the code is.
+    base = series(0, noise=0.01)
+    slow = [t * (1 if i % 7 == 0 else 1.5) for i, t in enumerate(series(1, noise=0.01).subject)]
+    head = Series("row", tuple(slow), series(1, noise=0.01).reference)
+    assert judge(base, head, False, Thresholds()).answer == "unclear"
+
+
+def test_verdicts_do_not_depend_on_the_run() -> None:
+    assert judge(series(0), series(1), False, Thresholds()) == judge(
+        series(0), series(1), False, Thresholds()
+    )
+
+
+def test_new_and_gone_rows() -> None:
+    base = Record.parse(content({"a": series(0), "b": series(1)}))
+    head = Record.parse(content({"b": series(1), "c": series(2)}))
+    answers = {v.row: v.answer for v in compare(base, head)}
+    assert answers == {"b": "same", "c": "new", "a": "gone"}
+    text = table.comparison(compare(base, head), "base", "head", MACHINE)
+    assert "1 same, 1 new, 1 gone" in text
+    assert "nan" not in text
+
+
+def test_bootstrap_keeps_neighbours_together() -> None:
+    made = verdict._resampled(np.arange(27.0), np.random.default_rng(0))
+    assert made.shape == (verdict._RESAMPLES, 27)
+    assert (np.diff(made.reshape(-1, 3)) == 1).all()
+
+
+# --- machines that others use --------------------------------------------------------------------
+
+
+def trial(
+    monkeypatch: pytest.MonkeyPatch, machine: SharedMachine, plant: float, passes: int = 6
+) -> Verdict:
+    """A duel of two builds, one of them slower by a plant, on a simulated machine."""
+    monkeypatch.setattr(measure, "Worker", SimulatedWorker)
+    monkeypatch.setattr(measure, "Cores", lambda threads, _: Cores(threads, range(machine.CORES)))
+    monkeypatch.setattr(measure, "MOST_ROUNDS", 30)  # as many as fit into a pass of 1.5 s
+    monkeypatch.setattr(verdict, "_RESAMPLES", 1000)
+    monkeypatch.setattr("gc.collect", int)  # most of the time of a duel that takes none
+    monkeypatch.setattr(SimulatedWorker, "machine", machine, raising=False)
+    monkeypatch.setattr(SimulatedWorker, "plant", {"base": 0.0, "head": plant})
+    sides = (measure.BASE, measure.HEAD)
+    rows = tracked.select("mmd2, n=512 d=256, float32, forward [+]", quick=True)
+    (found,) = measure.duel(
+        dict.fromkeys(sides, Path()),
+        {side: {"id": side} for side in sides},
+        rows,
+        "cpu",
+        2,
+        1e9,
+        passes,
+        Thresholds(),
+        lambda line: None,
+    ).verdicts
+    return found
+
+
+# Seconds that a core is slow and quiet, and how slow. Another guest on the sibling of a core makes
+# it slower by a third or so; a time slice of another process halves what two threads do together.
+DISTURBANCES = {
+    "quiet": (1e-9, 1e9, 1.0),
+    "guests that stay": (10.0, 20.0, 1.3),
+    "guests that come and go": (3.0, 6.0, 1.3),
+    "time slices": (0.01, 0.02, 2.0),
+}
+
+
+@pytest.mark.parametrize("disturbance", DISTURBANCES)
+def test_planted_slow_downs_on_a_shared_machine(
+    disturbance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted, same = (
+        [
+            trial(monkeypatch, SharedMachine(seed, *DISTURBANCES[disturbance]), plant).answer
+            for seed in range(20)
+        ]
+        for plant in (0.1, 0.0)
+    )
+    assert planted.count("worse") >= 19, planted
+    assert same.count("worse") + same.count("better") <= 1, same
+
+
+def test_recorded_stretch() -> None:
+    """Rounds that were measured while others used the machine, up to four passes of them."""
+    recorded = json.loads(Path(__file__).with_name("recorded_rounds.json").read_text())
+
+    def answers(head: str) -> list[str]:
+        found = []
+        for passes in range(1, 5):
+            base, other = (
+                Series("row", *2 * [tuple(t * 1e-6 for p in recorded[of][:passes] for t in p)])
+                for of in ("base", head)
+            )
+            found.append(judge(base, other, True, Thresholds()).answer)
+        return found
+
+    assert answers("planted") == ["unclear", "unclear", "worse", "worse"]
+    assert answers("same") == ["unclear", "unclear", "unclear", "same"]
+
+
+def test_the_fastest_slice_counts_for_the_turn() -> None:
+    slices = {1: 4e-4, 3: 9e-4}  # seconds of so many calls
+    disturbed = iter([0.0, 5e-3, 0.0, 2e-3])
+    timed = []
+
+    def measure(lane: str, calls: int) -> float:
+        timed.append(calls)
+        return slices[calls] + next(disturbed)
+
+    assert fastest(measure)("lane", 10) == pytest.approx(10 * 9e-4 / 3)
+    assert timed == [1, 3, 3, 3]
+    # A call as long as a slice is one.
+    long = iter([3e-3, 2.4e-3, 2.6e-3])
+    assert fastest(lambda lane, calls: next(long))("lane", 3) == pytest.approx(3 * 2.4e-3)
+
+
+def test_rounds_visit_all_cores_alike() -> None:
+    cores = Cores(2, [0, 1, 2, 3])
+    visited = []
+    for _ in range(8):
+        visited.append(cores.now)
+        cores.next_round()
+    assert visited[::2] == visited[1::2] == [[0, 1], [2, 3], [1, 2], [0, 3]]
+    assert Cores(4, [0, 1, 2, 3]).now is None
+    assert Cores(3, ()).now is None
+
+
+def test_no_answer_stands_on_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = SharedMachine(0, *DISTURBANCES["quiet"])
+    for plant in (0.0, 0.1):
+        assert trial(monkeypatch, machine, plant).rounds == 2 * 30
