@@ -70,7 +70,12 @@ def _elsewhere(request: list[object]) -> list[int | None]:
     return peaks
 
 
-def _status(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """Bytes of this process that Linux counts under a name, such as ``VmHWM``.
+
+    Raises:
+        OSError: The system keeps no such count.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) << 10
@@ -83,11 +88,11 @@ def peak_of_call(call: Callable[[], object]) -> int | None:
     ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text(RESET_MARK)
-        before = _status("VmRSS")
+        before = status_bytes("VmRSS")
     except OSError:
         return None
     result = call()
-    peak = _status("VmHWM")
+    peak = status_bytes("VmHWM")
     del result
     return max(0, peak - before)
 
