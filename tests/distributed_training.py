@@ -22,11 +22,12 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastmmd.train import Aligner, BalancedSampler, DomainPair, FineTuner
+from fastmmd.train import Aligner, BalancedSampler, DomainPair, FineTuner, TransferGuard
 
 EPOCHS, SIZE, ROWS = 10, 13, 120  # 9 batches of 13 samples an epoch and one of 3
 ALIGNMENTS = {"dan": 1.0, "jan": 1.0, "dann": 0.0, "cdan": 0.0}  # and the weight of each
 DRAWN = 4  # the seed of the balanced draws
+GUARDED = (("ddc", True), ("dann", False))  # the latter has parameters that the twin does not use
 SHARE = 8  # of a batch belongs to the first of two processes, of the last one two samples
 
 
@@ -39,8 +40,12 @@ QUIET: dict[str, Any] = {
 }
 
 
-def two_processes() -> dict[str, Any]:
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+def two_processes(unused: bool = False) -> dict[str, Any]:
+    strategy = DDPStrategy(
+        process_group_backend="gloo",
+        timeout=timedelta(seconds=60),
+        find_unused_parameters=unused,
+    )
     return {"devices": 2, "strategy": strategy}
 
 
@@ -151,6 +156,49 @@ def balanced(folder: Path, epochs: int, resume: Path | None = None) -> dict[str,
     return {"parameters": tuner.state_dict(), "seen": seen.epochs}
 
 
+def guarded(alignment: str, global_batch: bool) -> dict[str, Any]:
+    """A source-only training of two processes, a twin beside an aligned one, and its verdict."""
+    source, held_out = (TensorDataset(*points(seed)) for seed in (0, 2))
+    target = TensorDataset(points(1)[0])
+
+    def run(*callbacks: L.Callback, **options: Any) -> Aligner:
+        torch.manual_seed(1)
+        aligner = Aligner(
+            nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh()),
+            nn.Linear(8, 6),
+            nn.Linear(6, CLASSES),
+            CLASSES,
+            alignment=alignment,
+            global_batch=global_batch,
+            optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.5),
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
+            **options,
+        )
+        trainer = L.Trainer(
+            max_epochs=2,
+            accumulate_grad_batches=2,
+            gradient_clip_val=0.1,
+            precision="64-true",
+            callbacks=list(callbacks),
+            **two_processes(unused="target_forward" in options),
+            **QUIET,
+        )
+        trainer.fit(aligner, DomainPair(source, target, batch_size=10, seed=3))
+        return aligner
+
+    loaders = {name: DataLoader(of, 30) for name, of in (("source", held_out), ("target", target))}
+    guard = TransferGuard(**loaders)
+    aligned = run(guard)
+    assert guard.twin is not None
+    return {
+        "alone": run(target_forward="none").state_dict(),
+        "twin": guard.twin.state_dict(),
+        "aligned": aligned.state_dict(),
+        "plain": run().state_dict(),
+        "word": None if guard.verdict is None else guard.verdict.word,
+    }
+
+
 class Seen(L.Callback):
     """The first features of the samples of each epoch."""
 
@@ -173,6 +221,7 @@ def main() -> None:
     found["whole"] = balanced(folder, 3)
     balanced(folder, 1)
     found["resumed"] = balanced(folder, 3, folder / "balanced-1.ckpt")
+    found["guarded"] = {str(case): guarded(*case) for case in GUARDED}
     torch.save(found, folder / f"{rank}.pt")
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from tolerance import threads
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastmmd.compare.reading import InputError
@@ -29,7 +30,7 @@ from fastmmd.train import (
     judge,
 )
 from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
-from fastmmd.train.guard import _single
+from fastmmd.train.twin import optimizer_and_schedule
 
 # What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
@@ -99,18 +100,37 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 # The twin
 
 
+CLIPPED = {"accumulate_grad_batches": 3, "gradient_clip_val": 0.05}
+
+
+def half() -> dict[str, Any]:
+    """Precision 16-mixed, for which Lightning takes bfloat16 on a CPU unless it is told."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=5)  # falls at first
+    return {"plugins": MixedPrecision("16-mixed", "cpu", scaler)}
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.05}],
-    ids=["plain", "accumulated and clipped"],
+    [
+        dict,
+        lambda: CLIPPED,
+        lambda: {"precision": "bf16-mixed"},
+        lambda: {"precision": "64-true"},
+        half,
+        lambda: CLIPPED | half(),
+    ],
+    ids=["plain", "clipped", "bf16-mixed", "64-true", "16-mixed", "16-mixed and clipped"],
 )
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # a step that was skipped
 def test_the_twin_is_a_source_only_training(options: Any) -> None:
     """To the bit, and the aligned model ends as it would without the guard."""
     alone, beside, guarded = aligner(target_forward="none"), aligner(), aligner()
-    fit(alone, pair(), **options)
-    fit(beside, pair(), **options)
+    start = aligner()
+    fit(alone, pair(), **options())
+    fit(beside, pair(), **options())
     guard = TransferGuard()
-    fit(guarded, pair(), guard, **options)
+    fit(guarded, pair(), guard, **options())
+    assert not same_weights(alone, start)
     assert guard.twin is not None
     assert same_weights(guard.twin, alone)
     assert same_weights(guarded, beside)
@@ -231,17 +251,14 @@ def test_a_twin_may_be_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "processes", "automatic", "message"),
+    ("processes", "automatic", "message"),
     [
-        ("16-mixed", 1, True, "precision 16-mixed"),
-        ("32-true", 2, True, "2 processes"),
-        ("32-true", 1, False, "manual optimization"),
+        (2, True, "strategy SimpleNamespace; of several processes it knows DDPStrategy"),
+        (1, False, "manual optimization"),
     ],
 )
-def test_what_a_twin_is_not_trained_with(
-    precision: str, processes: int, automatic: bool, message: str
-) -> None:
-    trainer = SimpleNamespace(precision=precision, world_size=processes)
+def test_what_a_twin_is_not_trained_with(processes: int, automatic: bool, message: str) -> None:
+    trainer = SimpleNamespace(strategy=SimpleNamespace(), world_size=processes)
     module = aligner()
     module.automatic_optimization = automatic
     with pytest.raises(ValueError, match=f"cannot train a twin with {message}"):
@@ -294,16 +311,25 @@ def test_configurations_of_an_optimizer() -> None:
     (weight,) = nn.Linear(1, 1, bias=False).parameters()
     optimizer = torch.optim.SGD([weight], lr=1.0)
     schedule = StepLR(optimizer, 1)
-    by_epoch = {"scheduler": schedule, "interval": "epoch"}
-    assert _single(optimizer) == (optimizer, None)
-    assert _single([optimizer]) == (optimizer, None)
-    assert _single(([optimizer], [schedule])) == (optimizer, by_epoch)
-    assert _single({"optimizer": optimizer}) == (optimizer, None)
-    assert _single({"optimizer": optimizer, "lr_scheduler": schedule}) == (optimizer, by_epoch)
-    by_step = {"scheduler": schedule, "interval": "step"}
-    assert _single({"optimizer": optimizer, "lr_scheduler": by_step}) == (optimizer, by_step)
+    by_epoch = {"scheduler": schedule, "interval": "epoch", "frequency": 1}
+    assert optimizer_and_schedule(optimizer) == (optimizer, None)
+    assert optimizer_and_schedule([optimizer]) == (optimizer, None)
+    assert optimizer_and_schedule(([optimizer], [schedule])) == (optimizer, by_epoch)
+    assert optimizer_and_schedule({"optimizer": optimizer}) == (optimizer, None)
+    assert optimizer_and_schedule({"optimizer": optimizer, "lr_scheduler": schedule}) == (
+        optimizer,
+        by_epoch,
+    )
+    by_step = {"scheduler": schedule, "interval": "step", "frequency": 3}
+    assert optimizer_and_schedule({"optimizer": optimizer, "lr_scheduler": by_step}) == (
+        optimizer,
+        by_step,
+    )
+    plateau = {"optimizer": optimizer, "lr_scheduler": ReduceLROnPlateau(optimizer)}
+    with pytest.raises(ValueError, match="cannot train a twin with ReduceLROnPlateau"):
+        optimizer_and_schedule(plateau)
     with pytest.raises(ValueError, match="several"):
-        _single([optimizer, optimizer])
+        optimizer_and_schedule([optimizer, optimizer])
 
 
 # The verdict

@@ -128,6 +128,7 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
     check_samples(*(results["samples"] for results in found))
     for rank, results in enumerate(found):
         check_balanced(rank, results["whole"], results["resumed"])
+    check_guards(*(results["guarded"] for results in found))
     for alignment in distributed_training.ALIGNMENTS:
         with threads(1):
             whole = distributed_training.train(alignment, None)
@@ -140,6 +141,21 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
                 allowed = 1e-6 if key.startswith("train_") else 1e-8
                 error = float((results[alignment][key] - exact).abs().max())
                 assert error <= allowed, f"{alignment}: {key} is off by {error:.3g}"
+
+
+def check_guards(first: Any, second: Any) -> None:
+    """The twin is a source-only training of two processes, and the model as without it."""
+    assert first.keys() == second.keys()
+    for case, found in first.items():
+        for results in (found, second[case]):
+            for twin, alone in (("twin", "alone"), ("aligned", "plain")):
+                for name, value in results[alone].items():
+                    assert torch.equal(value, results[twin][name]), f"{case}: {twin} {name}"
+            assert not torch.equal(
+                results["twin"]["backbone.0.weight"], results["aligned"]["backbone.0.weight"]
+            )
+        assert found["word"] is not None
+        assert second[case]["word"] is None  # it is the first process that judges
 
 
 def check_samples(first: Any, second: Any) -> None:

@@ -154,6 +154,8 @@ def collect(
         )
     check_layers(module, layers)
     first = next(module.parameters(), None)
+    # As Lightning's precisions "64-true" and "16-true" do in a training.
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     where = torch.device(device or ("cpu" if first is None else first.device))
     parts: dict[str, list[Tensor]] = {name: [] for name in ("features", "logits", *layers)}
     labels: list[Tensor] = []
@@ -162,12 +164,12 @@ def collect(
         for batch in loader:
             batches += 1
             inputs, of_batch = inputs_and_labels(batch)
-            inputs = move_data_to_device(inputs, where)
+            inputs = as_floating(move_data_to_device(inputs, where), dtype)
             logits = module(inputs)
-            parts["logits"].append(logits.cpu())
-            for name, rows in rows_of(found, layers, len(logits)).items():
-                parts[name].append(rows.cpu())
-            parts["features"].append(module.features(inputs).cpu())  # type: ignore[operator]
+            features = module.features(inputs)  # type: ignore[operator]
+            rows = rows_of(found, layers, len(logits))
+            for name, value in {**rows, "features": features, "logits": logits}.items():
+                parts[name].append(value.cpu().to(torch.promote_types(value.dtype, torch.float32)))
             if of_batch is not None:
                 labels.append(torch.as_tensor(of_batch).cpu())
     if not batches:
@@ -185,6 +187,15 @@ def inputs_and_labels(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Tensor | Mapping):
         return batch, None
     return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def as_floating(inputs: Any, dtype: torch.dtype | None) -> Any:
+    """The inputs, a tensor or a mapping, with floating tensors of that dtype, if it is given."""
+    if isinstance(inputs, Mapping):
+        return {name: as_floating(value, dtype) for name, value in inputs.items()}
+    if dtype is None or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return inputs
+    return inputs.to(dtype)
 
 
 @contextmanager

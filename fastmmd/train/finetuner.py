@@ -202,6 +202,7 @@ class FineTuner(TransferModule):
             self._reported["soft", name] = [f"{prefix}distillation_loss"]
             measure = "mae" if task.kind == "regression" else "accuracy"
             self._reported["hard", name] = [f"{prefix}task_loss", prefix + measure]
+        self._counted = 0  # the loader whose labels have been counted, by its id
         self._begin_training_means()
         self._begin_losses()
         self.set_frozen(self.always_frozen)
@@ -264,6 +265,24 @@ class FineTuner(TransferModule):
         self._log_step(objective, batch_idx)
         return objective
 
+    def source_only_loss(self, batch: Any) -> Tensor:
+        """The objective without L2-SP and distillation, a scalar: what a twin descends.
+
+        Raises:
+            ValueError: As in training.
+        """
+        self._count_labels()
+        inputs, labels = labelled(batch)
+        outputs = self._outputs(inputs)
+        terms = [
+            task.weight * self.losses[name](outputs[name], of_task)
+            for name, task in self.tasks.items()
+            if (of_task := self._labels(labels, name)) is not None
+        ]
+        if not terms:
+            raise ValueError(f"a batch has labels of none of the tasks {', '.join(self.tasks)}")
+        return torch.stack(terms).sum()
+
     def class_counts(self) -> dict[str, int]:
         """Numbers of classes by task, of those that have classes."""
         tasks = self.tasks.items()
@@ -314,13 +333,7 @@ class FineTuner(TransferModule):
     def on_train_start(self) -> None:
         """Counts the labels where class weights are to be balanced."""
         super().on_train_start()
-        if not any(loss.counted for loss in self.losses.values()):
-            return
-        labels = training_labels(self.trainer.train_dataloader)
-        for name, loss in self.losses.items():
-            of_task = self._labels(labels, name)
-            if of_task is not None:
-                loss.count(of_task)  # type: ignore[operator]
+        self._count_labels()
 
     def configure_optimizers(self) -> Any:
         """An optimiser of one group for the heads and one per stage, and its schedule by steps."""
@@ -367,6 +380,20 @@ class FineTuner(TransferModule):
     def _report(self, what: str, task: str, values: list[Tensor], samples: Tensor | int) -> None:
         named = dict(zip(self._reported[what, task], (v.detach() for v in values), strict=True))
         self._means[what, task].add(named, samples)
+
+    def _count_labels(self) -> None:
+        """Counts the labels of the trainer's loader, once, where class weights are balanced."""
+        if not any(loss.counted for loss in self.losses.values()):
+            return
+        loader = self.trainer.train_dataloader
+        if self._counted == id(loader):
+            return
+        labels = training_labels(loader)
+        for name, loss in self.losses.items():
+            of_task = self._labels(labels, name)
+            if of_task is not None:
+                loss.count(of_task)  # type: ignore[operator]
+        self._counted = id(loader)
 
     def _begin_training_means(self) -> None:
         self._means = {key: EpochMeans(names) for key, names in self._reported.items()}
