@@ -288,6 +288,17 @@ def test_memory(tmp_path: Path) -> None:
     assert found["bytes"] < 60 * 2**20
 
 
+def test_the_page_has_the_memory_that_was_measured(repository: Path) -> None:
+    result = json.loads((repository / "benchmarks/results/sketch-memory.json").read_text())
+    page = " ".join((repository / "docs/sketch.md").read_text().split())
+    assert f"Of {result['rows']:,} rows of {result['columns']} numbers" in page
+    assert f"a file of {result['file_mib']} MiB" in page
+    for sketch in result["sketches"]:
+        assert re.search(
+            rf"{sketch['num_features']:,} features [^.]*{sketch['anonymous_mib']} MiB", page
+        )
+
+
 PROGRAM = """if True:
     import signal, sys
     from fastmmd.cli import main
