@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor
 
 from fastmmd.stats._arrays import tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "DomainEstimator",
@@ -46,6 +49,30 @@ class DomainEstimator(BaseEstimator):
 class DomainTransformer(TransformerMixin, DomainEstimator):
     """One that has ``transform``, too."""
 
+    def fit(self, X: Any, y: Any = None, *, sample_domain: Any = None) -> Self:
+        """Learn from the rows of both domains.
+
+        Args:
+            X: [n, d], the rows of both domains, NumPy array or tensor of real numbers.
+            y: ignored.
+            sample_domain: [n] integers, >= 0 for source rows, < 0 for target rows.
+
+        Returns:
+            This object.
+
+        Raises:
+            TypeError: data, domain labels or a parameter of another type.
+            ValueError: NaN or infinity, a wrong rank or shape, one domain only, too few rows, or a
+                parameter that is outside of what the class allows.
+        """
+        rows = points(self, X, reset=True, least=2)
+        self._learn(X, rows, split(sample_domain, rows))
+        return self
+
+    def _learn(self, X: Any, rows: Tensor, domains: Domains) -> None:
+        """What ``fit`` does with its rows [n, d] in float64."""
+        raise NotImplementedError
+
     def fit_transform(self, X: Any, y: Any = None, *, sample_domain: Any = None) -> Any:
         """Fit, and transform the same rows.
 
@@ -75,11 +102,33 @@ class DomainwiseTransformer(DomainTransformer):
 
     __metadata_request__transform: ClassVar[dict[str, bool]] = {"sample_domain": True}
 
+    def transform(self, X: Any, *, sample_domain: Any = None) -> Any:
+        """Map rows, each as its domain is.
+
+        Args:
+            X: [n, d], NumPy array or tensor of real numbers.
+            sample_domain: [n] integers, >= 0 for source rows, < 0 for target rows; all are target
+                rows if None.
+
+        Returns:
+            One row for each row of X, of the kind, device and floating dtype of X.
+
+        Raises:
+            NotFittedError: ``fit`` was not called.
+            TypeError: as ``fit``.
+            ValueError: a width other than that of ``fit``, NaN or infinity, domain labels of a
+                wrong shape.
+        """
+        rows = points(self, X, reset=False)
+        return like(self._mapped(rows, split(sample_domain, rows, absent="target")), X)
+
+    def _mapped(self, rows: Tensor, domains: Domains) -> Tensor:
+        """What ``transform`` makes of rows [n, d] in float64."""
+        raise NotImplementedError
+
     def fit_transform(self, X: Any, y: Any = None, *, sample_domain: Any = None) -> Any:
         """As that of every transformer; ``sample_domain`` goes to ``transform``, too."""
-        estimator: Any = self
-        fitted = estimator.fit(X, y, sample_domain=sample_domain)
-        return fitted.transform(X, sample_domain=sample_domain)
+        return self.fit(X, y, sample_domain=sample_domain).transform(X, sample_domain=sample_domain)
 
 
 def points(estimator: Any, X: Any, *, reset: bool, least: int = 1) -> Tensor:

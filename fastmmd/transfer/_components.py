@@ -45,12 +45,10 @@ class _Embedding(ClassNamePrefixFeaturesOutMixin, DomainTransformer):
     kernel: str | Kernel
     reg: float
 
-    def _start(self, X: Any, sample_domain: Any) -> tuple[Tensor, Domains, Tensor]:
-        """The rows, their domains, and the rows of the eigenproblem."""
+    def _start(self, rows: Tensor, domains: Domains) -> Tensor:
+        """The rows of the eigenproblem."""
         reg = check_number("reg", self.reg, zero=False)
         kernel = check_kernel(self.kernel, "primal")
-        rows = points(self, X, reset=True, least=2)
-        domains = split(sample_domain, rows)
         n, d = rows.shape
         self._embedded_by: FittedKernel | Tensor
         if kernel in ("primal", "linear"):
@@ -66,7 +64,7 @@ class _Embedding(ClassNamePrefixFeaturesOutMixin, DomainTransformer):
             z = self._embedded_by.matrix(rows, rows)
         self._n_features_out, self._reg = k, reg
         self._scatter: Tensor | None = None
-        return rows, domains, z
+        return z
 
     def _solve(self, z: Tensor, differences: Tensor) -> tuple[Tensor, Tensor]:
         if self._scatter is None:
@@ -123,7 +121,8 @@ class TransferComponentAnalysis(_Embedding):
     Everything is computed in float64, on the device of X.
 
     Args:
-        n_components: the number of columns of the result.
+        n_components: the number of columns of the result, at most that of the rows, and of the
+            features for ``"primal"`` and ``"linear"``.
         kernel: ``"primal"``; ``"linear"``, ``"rbf"``, ``"laplacian"``, ``"inverse_multiquadric"``,
             ``"rational_quadratic"``, ``"matern"``, ``"polynomial"``, ``"cosine"``, with the median
             heuristic for the bandwidth; or a :class:`fastmmd.Kernel`, but for Energy.
@@ -152,25 +151,9 @@ class TransferComponentAnalysis(_Embedding):
         self.kernel = kernel
         self.reg = reg
 
-    def fit(self, X: Any, y: Any = None, *, sample_domain: Any = None) -> TransferComponentAnalysis:
-        """Find the embedding.
-
-        Args:
-            X: [n, d], the rows of both domains, NumPy array or tensor of real numbers.
-            y: ignored.
-            sample_domain: [n] integers, >= 0 for source rows, < 0 for target rows.
-
-        Returns:
-            This object.
-
-        Raises:
-            TypeError: data or domain labels of another type, a parameter of another type.
-            ValueError: NaN or infinity, a wrong rank or shape, one domain only, an unknown kernel,
-                ``n_components`` below 1 or above what there can be, ``reg`` not positive.
-        """
-        _, domains, z = self._start(X, sample_domain)
+    def _learn(self, X: Any, rows: Tensor, domains: Domains) -> None:
+        z = self._start(rows, domains)
         self._finish(X, *self._solve(z, _of_means(domains)))
-        return self
 
 
 class JointDistributionAdaptation(_Embedding):
@@ -246,7 +229,9 @@ class JointDistributionAdaptation(_Embedding):
                 which the source does not have.
         """
         iterations = check_count("n_iter", self.n_iter)
-        _, domains, z = self._start(X, sample_domain)
+        rows = points(self, X, reset=True, least=2)
+        domains = split(sample_domain, rows)
+        z = self._start(rows, domains)
         named = labels(y, z, domains.source, "source")
         self.classes_, numbered = np.unique(named, return_inverse=True)
         source = torch.from_numpy(numbered).to(z.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmmd.stats._arrays import tensor
 from fastmmd.transfer._base import (
+    Domains,
     DomainwiseTransformer,
     check_choice,
     check_number,
@@ -198,28 +199,12 @@ class FeatureAugmentation(DomainwiseTransformer):
         split(sample_domain, points(self, X, reset=True), absent="target")
         return self
 
-    def transform(self, X: Any, *, sample_domain: Any = None) -> Any:
-        """Write the features three times.
-
-        Args:
-            X: [n, d], NumPy array or tensor of real numbers.
-            sample_domain: [n] integers, >= 0 for source rows, < 0 for target rows; all are target
-                rows if None.
-
-        Returns:
-            [n, 3 d], of the kind, device and floating dtype of X.
-
-        Raises:
-            NotFittedError: ``fit`` was not called.
-            TypeError: as :meth:`fit`.
-            ValueError: as :meth:`fit`, or a width other than that of ``fit``.
-        """
-        rows = points(self, X, reset=False)
+    def _mapped(self, rows: Tensor, domains: Domains) -> Tensor:
         out = rows.new_zeros(3, *rows.shape)
         out[0] = rows
-        for copy, half in zip(out[1:], split(sample_domain, rows, absent="target"), strict=True):
+        for copy, half in zip(out[1:], domains, strict=True):
             copy[half] = rows[half]
-        return like(out.transpose(0, 1).reshape(len(rows), -1), X)
+        return out.transpose(0, 1).reshape(len(rows), -1)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
         """``shared_x0``, ..., ``source_x0``, ..., ``target_x0``, ...

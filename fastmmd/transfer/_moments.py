@@ -14,8 +14,6 @@ from fastmmd.transfer._base import (
     check_components,
     check_number,
     like,
-    points,
-    split,
 )
 
 __all__ = ["CORAL", "SubspaceAlignment"]
@@ -32,9 +30,10 @@ class CORAL(OneToOneFeatureMixin, DomainwiseTransformer):
 
     Memory O(n d + d^2); computed in float64, on the device of X. Which rows to map is told by
     ``sample_domain`` in ``transform``, too, where all count as target rows without it.
+    A domain needs 2 rows or more.
 
     Args:
-        reg: not negative, in units of a variance.
+        reg: not negative, in units of a variance; positive where the source covariance is singular.
 
     Attributes:
         coef_: [d, d], what source rows are multiplied by.
@@ -51,25 +50,8 @@ class CORAL(OneToOneFeatureMixin, DomainwiseTransformer):
     def __init__(self, reg: float = 1.0) -> None:
         self.reg = reg
 
-    def fit(self, X: Any, y: Any = None, *, sample_domain: Any = None) -> CORAL:
-        """Work the map out.
-
-        Args:
-            X: [n, d], the rows of both domains, NumPy array or tensor of real numbers.
-            y: ignored.
-            sample_domain: [n] integers, >= 0 for source rows, < 0 for target rows.
-
-        Returns:
-            This object.
-
-        Raises:
-            TypeError: data, domain labels or ``reg`` of another type.
-            ValueError: NaN or infinity, a wrong rank or shape, a domain of fewer than 2 rows, a
-                ``reg`` that is negative, or 0 where the source covariance is singular.
-        """
+    def _learn(self, X: Any, rows: Tensor, domains: Domains) -> None:
         reg = check_number("reg", self.reg)
-        rows = points(self, X, reset=True, least=2)
-        domains = split(sample_domain, rows)
         for name, half in zip(Domains._fields, domains, strict=True):
             if len(half) < 2:
                 raise ValueError(
@@ -87,29 +69,11 @@ class CORAL(OneToOneFeatureMixin, DomainwiseTransformer):
             )
         self._map = (u * of_source.rsqrt()) @ u.T @ (v * of_target.sqrt()) @ v.T
         self.coef_ = like(self._map, X)
-        return self
 
-    def transform(self, X: Any, *, sample_domain: Any = None) -> Any:
-        """Map source rows, and leave target rows as they are.
-
-        Args:
-            X: [n, d], NumPy array or tensor of real numbers.
-            sample_domain: [n] integers; all are target rows if None.
-
-        Returns:
-            [n, d], of the kind, device and floating dtype of X.
-
-        Raises:
-            NotFittedError: ``fit`` was not called.
-            TypeError: as ``fit``.
-            ValueError: a width other than that of ``fit``, NaN or infinity, domain labels of a
-                wrong shape.
-        """
-        rows = points(self, X, reset=False)
-        source, _ = split(sample_domain, rows, absent="target")
+    def _mapped(self, rows: Tensor, domains: Domains) -> Tensor:
         out = rows.clone()
-        out[source] = rows[source] @ self._map.to(rows.device)
-        return like(out, X)
+        out[domains.source] = rows[domains.source] @ self._map.to(rows.device)
+        return out
 
 
 class SubspaceAlignment(ClassNamePrefixFeaturesOutMixin, DomainwiseTransformer):
@@ -145,24 +109,8 @@ class SubspaceAlignment(ClassNamePrefixFeaturesOutMixin, DomainwiseTransformer):
     def __init__(self, n_components: int = 2) -> None:
         self.n_components = n_components
 
-    def fit(self, X: Any, y: Any = None, *, sample_domain: Any = None) -> SubspaceAlignment:
-        """Find the directions.
-
-        Args:
-            X: [n, d], the rows of both domains, NumPy array or tensor of real numbers.
-            y: ignored.
-            sample_domain: [n] integers, >= 0 for source rows, < 0 for target rows.
-
-        Returns:
-            This object.
-
-        Raises:
-            TypeError: data, domain labels or ``n_components`` of another type.
-            ValueError: NaN or infinity, a wrong rank or shape, one domain only, ``n_components``
-                below 1 or above what there can be.
-        """
-        rows = points(self, X, reset=True, least=2)
-        source, target = split(sample_domain, rows)
+    def _learn(self, X: Any, rows: Tensor, domains: Domains) -> None:
+        source, target = domains
         most = min(len(source), len(target), rows.shape[1])
         k = check_components(
             self.n_components,
@@ -179,30 +127,12 @@ class SubspaceAlignment(ClassNamePrefixFeaturesOutMixin, DomainwiseTransformer):
         self.source_mean_, self.target_mean_ = (like(mean, X) for mean in means)
         self.source_components_, self.target_components_ = like(p_s.T, X), like(p_t.T, X)
         self._n_features_out = k
-        return self
 
-    def transform(self, X: Any, *, sample_domain: Any = None) -> Any:
-        """Project rows as their domain is.
-
-        Args:
-            X: [n, d], NumPy array or tensor of real numbers.
-            sample_domain: [n] integers; all are target rows if None.
-
-        Returns:
-            [n, n_components], of the kind, device and floating dtype of X.
-
-        Raises:
-            NotFittedError: ``fit`` was not called.
-            TypeError: as ``fit``.
-            ValueError: a width other than that of ``fit``, NaN or infinity, domain labels of a
-                wrong shape.
-        """
-        rows = points(self, X, reset=False)
+    def _mapped(self, rows: Tensor, domains: Domains) -> Tensor:
         out = rows.new_empty(len(rows), self._n_features_out)
-        halves = split(sample_domain, rows, absent="target")
-        for half, (mean, onto) in zip(halves, (self._source, self._target), strict=True):
+        for half, (mean, onto) in zip(domains, (self._source, self._target), strict=True):
             out[half] = (rows[half] - mean.to(rows.device)) @ onto.to(rows.device)
-        return like(out, X)
+        return out
 
 
 def _directions(centred: Tensor, k: int) -> Tensor:
