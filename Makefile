@@ -29,7 +29,7 @@ BUILD_REQUIRES := scikit-build-core pybind11 ninja $(if $(shell command -v cmake
 INSTALL := $(PIP) install -q -c constraints.txt --no-build-isolation \
 	--config-settings=build-dir=build/editable --config-settings=cmake.define.FASTMMD_CUDA=$(CUDA)
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests benchmarks fastmmd -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PY_DIRS := fastmmd tests benchmarks docs examples
 
 .PHONY: help

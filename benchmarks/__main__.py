@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import pytest
 
     from benchmarks import report
-    from benchmarks.peak import CompilerError, program
     from benchmarks.results import Run
+    from fastmmd.bench.peak import CompilerError, program
 
     record = options.output / RECORD
     if options.report:

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmmd.bench.clock import stopwatch_of
+from fastmmd.bench.clock import sets_beyond, stopwatch_of
 
 Lane = Callable[[], object]
-MAX_SETS = 1024
 
 
 class Device:
@@ -85,7 +84,7 @@ class Device:
 
     def sets(self, size: int) -> int:
         """How many inputs of so many bytes are more than the cache holds, used in turn."""
-        return min(MAX_SETS, 2 * self.l2_bytes // size + 2)
+        return sets_beyond(self.l2_bytes, size)
 
     def peak_memory(self, call: Lane) -> int | None:
         """Bytes that a call needs at one time beyond what was there, results included."""

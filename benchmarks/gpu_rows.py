@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from benchmarks.gpu_journal import LOST, Journal, context_is_lost
 from benchmarks.gpu_work import avoiding, stand_in, taken, work
 from benchmarks.peers import MULTIPLIERS, Objective, errors, run
 from fastmmd import reference
+from fastmmd.bench.clock import rotated
 from fastmmd.bench.interleave import Budget, interleave
 
 Record = dict[str, Any]
@@ -352,12 +352,6 @@ ROWS: dict[str, Callable[[Bench], list[Record]]] = {
         *(Bench.features, Bench.huge, Bench.roads, Bench.compiled, Bench.keops),
     )
 }
-
-
-def rotated(call: Callable[[Tensor, Tensor], object], sets: list[tuple[Tensor, Tensor]]) -> Lane:
-    """A lane that works on another set at each call."""
-    turn: Iterator[tuple[Tensor, Tensor]] = cycle(sets)
-    return lambda: call(*next(turn))
 
 
 def _run(objective: Objective, mode: str, x: Tensor, y: Tensor) -> object:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.cells import Cell
-from benchmarks.peak import Peak
 from fastmmd.bench.interleave import Budget
 from fastmmd.bench.machine import Disturbance, native
+from fastmmd.bench.peak import Peak
 
 
 class Session:

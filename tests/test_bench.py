@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import re
@@ -15,9 +16,10 @@ import pytest
 import torch
 from bench_runs import content, series, write
 
+from fastmmd.bench import plain, table
 from fastmmd.bench import readme as readme_figures
 from fastmmd.bench import rows as tracked
-from fastmmd.bench import table
+from fastmmd.bench.clock import sets_beyond
 from fastmmd.bench.record import Record, RecordError
 from fastmmd.cli import main
 
@@ -153,6 +155,63 @@ def test_lanes_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         wrong.prepare()
 
 
+def test_other_libraries_beside_the_rows_that_they_can_compute() -> None:
+    families = [op for op in {row.op for row in tracked.rows()} if op.startswith("mmd2, ")]
+    with_keops = {op for op, beside in tracked.PEERS.items() if "KeOps" in beside}
+    assert {op for op in families if op.split(", ")[1][0].isupper()} <= with_keops
+    assert {"mmd2", "energy_distance", "kernel_sum", "witness"} <= with_keops
+    assert tracked.PEERS.keys() <= {row.op for row in tracked.rows()}
+    geomloss = {op for op, beside in tracked.PEERS.items() if "geomloss online" in beside}
+    assert geomloss == {"mmd2", "mmd2, Laplacian", "mmd2, Energy", "energy_distance"}
+
+
+@pytest.mark.parametrize("op", ["mmd2, Laplacian", "mmd2, Energy", "energy_distance"])
+def test_other_libraries_compute_the_same(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("geomloss")
+    beside = tracked.PEERS[op]
+    chosen = {name: beside[name] for name in beside if name == "geomloss tensorized"}
+    monkeypatch.setattr(tracked, "PEERS", {op: chosen})
+    (row, *_) = (row for row in tracked.rows() if row.op == op)
+    lanes = dataclasses.replace(row, n=32).prepare(peers=True)
+    assert set(lanes.calls) == {"fastmmd", "reference", *chosen}
+
+
+def test_permutations_by_product() -> None:
+    (row,) = tracked.select("two_sample_test", quick=True)
+    lanes = dataclasses.replace(row, n=16).prepare(peers=True)
+    assert "K @ labellings" in lanes.calls
+    x, y = row.samples()
+    torch.manual_seed(0)
+    _, by_product = plain.permuted_by_product(x[:16], y[:16], 400)
+    _, by_index = plain.permuted_by_index(x[:16], y[:16], 400)
+    spread = by_index.std() / 400**0.5
+    assert (by_product.mean() - by_index.mean()).abs() < 6 * spread
+
+
+def test_inputs_that_take_turns() -> None:
+    """What a GPU is given, on the CPU: more samples than its cache holds."""
+    (row, *_) = tracked.select("coral.*forward$", quick=True)
+    size = 2 * row.n * row.d * 4
+    seen: list[int] = []
+
+    def make(x: Any, y: Any) -> Any:
+        ours, simple = row.make(x, y)
+
+        def watched(x: Any, y: Any) -> Any:
+            seen.append(x.data_ptr())
+            return ours(x, y)
+
+        return watched, simple
+
+    lanes = dataclasses.replace(row, make=make).prepare(cache=3 * size)
+    seen.clear()
+    for _ in range(16):
+        lanes.calls["fastmmd"]()
+    assert len(set(seen)) == 8  # twice what the cache holds, and two more
+    assert seen[:8] == seen[8:]
+    assert sets_beyond(0, size) == 1
+
+
 @pytest.mark.parametrize("pattern", ["no such operation", "("])
 def test_empty_selection(pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run.json"
@@ -173,8 +232,8 @@ def test_run_and_report(
 ) -> None:
     from fastmmd.bench import peers
 
-    missing = peers.PEERS["KeOps"]._replace(modules=("no_such_library",))
-    monkeypatch.setattr(tracked, "PEERS", {"KeOps": missing})
+    missing = peers.PEERS["mmd2"]["KeOps"]._replace(modules=("no_such_library",))
+    monkeypatch.setattr(tracked, "PEERS", {"mmd2": {"KeOps": missing}})
     out = tmp_path / "run.json"
     arguments = ["--quick", "--threads", "1", "--select", "mmd2, n=32 .*backward", "--peers"]
     assert main(["bench", "run", *arguments, "-o", str(out)]) == 0
@@ -187,6 +246,9 @@ def test_run_and_report(
     assert 2 * 32 * 256 * 4 <= only.info["peak_bytes"] < 2**20  # the gradients, and little else
     assert run.machine["threads"] == 1
     assert run.limits["flop_per_second"] > 0
+    # The peak is no more than twice that of the best code there is for matrix products.
+    assert run.limits["fma_flop_per_second"] > 0.5 * run.limits["flop_per_second"]
+    assert only.info["share_of_peak"] > 0
     assert main(["bench", "report", str(out), str(out), "-o", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report" / "table.md").read_text()
     assert "not installed" in text

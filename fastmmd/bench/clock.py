@@ -5,12 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import cycle
 
 import torch
+from torch import Tensor
 
 from .interleave import Lane, fastest, stopwatch
 
-__all__ = ["Cores", "allocations", "fastest_of", "peak_bytes", "run_on", "stopwatch_of"]
+__all__ = [
+    "Cores",
+    "allocations",
+    "cache_of",
+    "fastest_of",
+    "peak_bytes",
+    "rotated",
+    "run_on",
+    "sets_beyond",
+    "stopwatch_of",
+]
+
+Samples = tuple[Tensor, Tensor]
+MAX_SETS = 1024
 
 
 def stopwatch_of(device: str) -> Callable[[Lane, int], float]:
@@ -21,6 +37,28 @@ def stopwatch_of(device: str) -> Callable[[Lane, int], float]:
 def fastest_of(device: str) -> Callable[[Lane, int], float]:
     """The same, by the fastest slice of a turn."""
     return fastest(stopwatch_of(device))
+
+
+def cache_of(device: str) -> int:
+    """Bytes that inputs have to exceed to be read from memory.
+
+    None on the CPU, where a loss is computed on what the layer before it has just written; on a GPU
+    its second-level cache, as a step of training writes more than that holds in between.
+    """
+    return 0 if device == "cpu" else int(torch.cuda.get_device_properties().L2_cache_size)
+
+
+def sets_beyond(cache: int, size: int) -> int:
+    """How many inputs of so many bytes, used in turn, are more than a cache holds; 1024 at most."""
+    return min(MAX_SETS, 2 * cache // size + 2) if cache else 1
+
+
+def rotated(call: Callable[[Tensor, Tensor], object], sets: Sequence[Samples]) -> Lane:
+    """A lane that works on another set at each call."""
+    if len(sets) == 1:
+        return partial(call, *sets[0])
+    turn = cycle(sets)
+    return lambda: call(*next(turn))
 
 
 class Cores:

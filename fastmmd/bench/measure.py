@@ -17,6 +17,7 @@ from fastmmd.bench import record
 from fastmmd.bench.builds import Worker, commit_of
 from fastmmd.bench.clock import Cores, peak_bytes, stopwatch_of
 from fastmmd.bench.interleave import Budget, Rounds, interleave
+from fastmmd.bench.limits import Limits, key
 from fastmmd.bench.machine import describe
 from fastmmd.bench.record import Record, Series
 from fastmmd.bench.rows import REFERENCE, SUBJECT, Lanes, Row
@@ -48,20 +49,6 @@ def machine(device: str, threads: int) -> dict[str, Any]:
     return describe() | {"device": name, "threads": threads}
 
 
-def _limits(device: str) -> dict[str, float]:
-    """What torch reaches here: FLOP/s of a float32 product, bytes/s of a copy."""
-    side, count = 2048, 1 << 26
-    a = torch.randn(side, side, device=device)
-    b = torch.empty(count, device=device)
-    c = torch.empty_like(b)
-    lanes = {"product": lambda: torch.mm(a, a), "copy": lambda: c.copy_(b)}
-    rounds = interleave(lanes, Budget(1.0, least=3), stopwatch_of(device))
-    return {
-        "flop_per_second": 2 * side**3 / min(rounds.seconds["product"]),
-        "bytes_per_second": 8 * count / min(rounds.seconds["copy"]),
-    }
-
-
 def _info(row: Row, error: float | None) -> dict[str, Any]:
     return {
         "op": row.op,
@@ -82,7 +69,9 @@ def _entries(
     info = _info(row, lanes.error)
     if row.flop:
         rate = row.flop / statistics.median(rounds.seconds[SUBJECT])
-        info["share_of_limit"] = rate / limits["flop_per_second"]
+        for share, what in (("share_of_limit", "products"), ("share_of_peak", "multiply-adds")):
+            limit = limits.get(key(what, row.dtype, device))
+            info[share] = None if limit is None else rate / limit
     if device == "cpu":
         info["peak_bytes"] = peak_bytes(lanes.calls[SUBJECT])
     made = [record.entry(row.name, lane, rounds, lane, info) for lane in lanes.calls]
@@ -121,17 +110,22 @@ def run(
     entries = []
     try:
         torch.set_num_threads(threads)
-        limits = _limits(device)
+        limits = Limits(device, threads, {row.dtype for row in rows if row.flop})
+        limits.sample()
         prepared = {row.name: row.prepare(device, peers) for row in rows}
         taken: dict[str, Rounds] = {}
-        for sweep in range(SWEEPS):
+        for _ in range(SWEEPS):
             for row in rows:
                 budget = Budget(seconds / SWEEPS, least=LEAST_ROUNDS // SWEEPS)
                 found = interleave(prepared[row.name].calls, budget, stopwatch_of(device))
                 taken[row.name] = _joined(taken.get(row.name), found)
-                if sweep == SWEEPS - 1:
-                    entries += _entries(row, prepared[row.name], taken[row.name], limits, device)
-                    say(f"{row.name}: {_faster(taken[row.name]):.2f} times plain PyTorch")
+            limits.sample()
+        for row in rows:
+            found = taken[row.name]
+            entries += _entries(row, prepared[row.name], found, limits.rates, device)
+            say(f"{row.name}: {_faster(found):.2f} times plain PyTorch")
+        if limits.not_measured:
+            say(f"the peak of multiply-adds is not measured: {limits.not_measured}")
         described = machine(device, threads)
     finally:
         torch.set_num_threads(before)
@@ -141,7 +135,7 @@ def run(
         described,
         commit | {"version": fastmmd.__version__},
         entries,
-        limits=limits,
+        limits=limits.rates,
         plain_forms=_plain_forms(),
     )
 

@@ -105,6 +105,15 @@ def _roofline(record: Record, folder: Path) -> None:
         color="black",
         label="torch.mm and copy in this run (float32)",
     )
+    if "fma_flop_per_second" in record.limits:
+        peak = record.limits["fma_flop_per_second"]
+        axes.axhline(
+            peak / 1e9,
+            color="black",
+            linewidth=0.8,
+            linestyle="--",
+            label="peak of fused multiply-adds in this run (float32)",
+        )
     for mode in dict.fromkeys(s.info["mode"] for s in rows):
         of = [(x, s) for x, s in zip(intensity, rows, strict=True) if s.info["mode"] == mode]
         axes.scatter(

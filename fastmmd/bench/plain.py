@@ -135,6 +135,17 @@ def permuted_by_index(x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]
     return biased(k, n), torch.stack(null)
 
 
+def permuted_by_product(x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same, by one product of the kernel matrix and all labellings v: v'Kv."""
+    n = len(x)
+    k = bank(gram(torch.cat([x, y])))
+    labels = torch.cat([x.new_full((n,), 1 / n), y.new_full((len(y),), -1 / len(y))])
+    orders = torch.rand(count, len(k), device=x.device).argsort(1)
+    v = torch.cat([labels[None], labels[orders]]).T
+    values = (v * (k @ v)).sum(0)
+    return values[0], values[1:]
+
+
 def slopes_of(multipliers: Iterable[float], bandwidth: float) -> list[float]:
     """The factors of the squared distance in a bank of Gaussians."""
     return [0.5 / (m * bandwidth**2) for m in multipliers]

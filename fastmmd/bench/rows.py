@@ -21,6 +21,7 @@ import fastmmd as fm
 from fastmmd import reference
 
 from . import plain
+from .clock import cache_of, rotated, sets_beyond
 from .peers import PEERS
 
 __all__ = ["FORWARD", "GRADIENTS", "Lanes", "MissingError", "Row", "rows", "select"]
@@ -85,6 +86,7 @@ class Row:
         dtype: Of the samples.
         quick: Whether a quick run has it.
         products: Matrix products of n x n x d multiply-adds that value and gradients need each.
+        tolerance: The largest relative difference of the two forms.
     """
 
     op: str
@@ -117,52 +119,60 @@ class Row:
         passes = 2 if self.mode == GRADIENTS else 1
         return passes * 2 * self.n * self.d * self.dtype.itemsize
 
-    def samples(self, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    def samples(self, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor]:
         """Two samples [n, d]: normal, the second shifted and wider."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         x, y = torch.randn(2, self.n, self.d, generator=generator)
         wanted = self.mode == GRADIENTS
         y = 1.1 * y + 0.1
         x, y = (t.to(device, self.dtype).requires_grad_(wanted) for t in (x, y))
         return x, y
 
-    def prepare(self, device: str = "cpu", peers: bool = False) -> Lanes:
+    def prepare(self, device: str = "cpu", peers: bool = False, cache: int | None = None) -> Lanes:
         """The lanes, after a first call of each.
 
         Args:
             device: ``"cpu"`` or ``"cuda"``.
-            peers: Whether other libraries are lanes too, on the rows of ``mmd2``.
+            peers: Whether other libraries are lanes too.
+            cache: Bytes that the inputs, used in turn, have to exceed; those of the device's
+                second-level cache unless given, 0 on the CPU.
 
         Raises:
             MissingError: This build of fastmmd has no such operation.
             ArithmeticError: The two sides disagree.
         """
-        x, y = self.samples(device)
+        size = 2 * self.n * self.d * self.dtype.itemsize
+        count = sets_beyond(cache_of(device) if cache is None else cache, size)
+        sets = [self.samples(device, seed) for seed in range(count)]
+        x, y = sets[0]
         ours, simple = self.make(x, y)
         exact = tuple(t.detach().double().requires_grad_(t.requires_grad) for t in (x, y))
         truth = _call(self.make(*exact)[1], *exact)
         found = _call(ours, x, y)
-        error = max(
-            float((f.double() - t).abs().max() / t.abs().max().clamp(min=1e-300))
-            for f, t in zip(found, truth, strict=True)
-        )
+        error = max(_relative(f, t) for f, t in zip(found, truth, strict=True))
         if not error <= self.tolerance:
             raise ArithmeticError(
                 f"{self.name}: fastmmd differs from plain PyTorch by {error:.1e}, relatively"
             )
-        calls = {SUBJECT: partial(_call, ours, x, y), REFERENCE: partial(_call, simple, x, y)}
+        lanes = {SUBJECT: ours, REFERENCE: simple}
         missing = []
-        for name, peer in PEERS.items() if peers and self.op == "mmd2" else ():
-            if self.n > peer.most:
+        for name, peer in PEERS.get(self.op, {}).items() if peers else ():
+            if self.n > peer.most or self.dtype not in peer.dtypes:
                 continue
             if not peer.installed:
                 missing.append(name)
                 continue
-            calls[name] = partial(_call, peer.make(simple, x, y), x, y)
-            (value, *_) = calls[name]()  # compiles, too
-            if peer.same and not abs(float(value) - float(truth[0])) <= 0.02 * abs(float(truth[0])):
+            lanes[name] = peer.make(simple, x, y)
+            (value, *_) = _call(lanes[name], x, y)  # compiles, too
+            if peer.same and not _relative(value, truth[0]) <= 0.02:
                 raise ArithmeticError(f"{self.name}: {name} computes something else")
+        calls = {name: rotated(partial(_call, lane), sets) for name, lane in lanes.items()}
         return Lanes(calls, error, tuple(missing))
+
+
+def _relative(found: Tensor, truth: Tensor) -> float:
+    """The largest error, relative to the largest entry."""
+    return float((found.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-300))
 
 
 def _call(function: Function, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:

@@ -67,7 +67,10 @@ def comparison(
 def run(record: Record) -> str:
     """Times and ratios of a run."""
     peers = list(dict.fromkeys(name for s in record.series.values() for name in s.others))
-    header = ("row", "fastmmd", "plain PyTorch", "times faster", "largest error", *peers)
+    header = (
+        *("row", "fastmmd", "plain PyTorch", "times faster", "largest error"),
+        *("of torch.mm's rate", "of the FMA peak", *peers),
+    )
     cells = [
         (
             s.name,
@@ -75,6 +78,7 @@ def run(record: Record) -> str:
             time(statistics.median(s.reference)),
             f"{s.ratio:.2f}",
             "" if s.info.get("error") is None else f"{s.info['error']:.1e}",
+            *(_share(s.info.get(name)) for name in ("share_of_limit", "share_of_peak")),
             *(_peer(s, name) for name in peers),
         )
         for s in record.series.values()
@@ -85,14 +89,21 @@ def run(record: Record) -> str:
         code += " with changes"
     limits = ""
     if record.limits:
+        fma = record.limits.get("fma_flop_per_second")
+        peak = "not measured" if fma is None else f"{fma / 1e9:.0f} GFLOP/s"
         limits = (
-            f"\nIn the same run: torch.mm {record.limits['flop_per_second'] / 1e9:.0f} GFLOP/s,"
+            f"\nIn the same run, float32: torch.mm {record.limits['flop_per_second'] / 1e9:.0f}"
+            f" GFLOP/s, peak of fused multiply-adds {peak};"
             f" copy {record.limits['bytes_per_second'] / 1e9:.0f} GB/s.\n"
         )
     return (
         f"{code}, {record.when[:16]} UTC; {_place(record.machine)}\n{limits}\n"
         f"{_table(header, cells)}\n"
     )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"
 
 
 def _peer(series: Series, name: str) -> str:

@@ -7,13 +7,14 @@ each core. Should anything else in the run go faster, it was not the peak, and t
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
-from benchmarks import ROOT
+__all__ = ["CompilerError", "Peak", "program"]
 
 SOURCE = Path(__file__).with_name("fma_peak.cpp")
 FLAGS = {  # those of cmake/FastmmdCore.cmake that matter here
@@ -27,8 +28,14 @@ class CompilerError(RuntimeError):
     """The microbenchmark cannot be compiled."""
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fastmmd-peak-")  # until the process ends
+
+
+@functools.cache
 def program(instruction_set: str) -> Path:
-    """The microbenchmark, compiled for an instruction set unless it already is.
+    """The microbenchmark, compiled for an instruction set once in a process.
 
     Raises:
         CompilerError: no C++ compiler, or it fails.
@@ -36,29 +43,38 @@ def program(instruction_set: str) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
         raise CompilerError("no C++ compiler: put c++ or g++ on PATH, or name one in CXX")
+    if instruction_set not in FLAGS:
+        raise CompilerError(f"no flags of a compiler are known for {instruction_set}")
+    path = Path(_folder().name) / instruction_set
     flags = ("-O3", "-ffp-contract=fast", "-pthread", *FLAGS[instruction_set])
-    key = hashlib.sha256(repr((compiler, flags, SOURCE.read_bytes())).encode()).hexdigest()[:12]
-    path = ROOT / "build" / "benchmarks" / f"fma_peak-{instruction_set}-{key}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        command = [*compiler.split(), *flags, str(SOURCE), "-o", str(partial)]
+    command = [*compiler.split(), *flags, str(SOURCE), "-o", str(path)]
+    try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CompilerError(f"{' '.join(command)}\n{done.stderr}")
-        partial.rename(path)
+    except OSError as error:
+        raise CompilerError(f"{compiler}: {error}") from error
+    if done.returncode:
+        raise CompilerError(f"{' '.join(command)}\n{done.stderr}")
     return path
 
 
 class Peak:
-    """The highest rate seen so far, in FLOP/s, float32, by instruction set and threads."""
+    """The highest rates seen so far, in FLOP/s, by instruction set and threads.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: ``"float32"`` or ``"float64"``.
+    """
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self._type = {"float32": "float", "float64": "double"}[dtype]
         self.samples: dict[tuple[str, int], list[float]] = {}
 
     def sample(self, instruction_set: str, threads: int, seconds: float = 0.2) -> None:
-        """Measure once more."""
-        command = [str(program(instruction_set)), "float", str(threads), str(seconds)]
+        """Measures once more.
+
+        Raises:
+            CompilerError: As of :func:`program`.
+        """
+        command = [str(program(instruction_set)), self._type, str(threads), str(seconds)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         self.samples.setdefault((instruction_set, threads), []).append(1e9 * float(output))
 
