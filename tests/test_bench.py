@@ -16,10 +16,11 @@ import pytest
 import torch
 from bench_runs import content, series, write
 
-from fastmmd.bench import plain, table
+from fastmmd.bench import peak, plain, table
 from fastmmd.bench import readme as readme_figures
 from fastmmd.bench import rows as tracked
 from fastmmd.bench.clock import sets_beyond
+from fastmmd.bench.limits import Limits, key
 from fastmmd.bench.record import Record, RecordError
 from fastmmd.cli import main
 
@@ -186,6 +187,31 @@ def test_permutations_by_product() -> None:
     _, by_index = plain.permuted_by_index(x[:16], y[:16], 400)
     spread = by_index.std() / 400**0.5
     assert (by_product.mean() - by_index.mean()).abs() < 6 * spread
+
+
+def test_peak_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    monkeypatch.setattr(peak, "program", peak.program.__wrapped__)  # forgets what it compiled
+    with pytest.raises(peak.CompilerError, match="/no/such/compiler"):
+        peak.program("baseline")
+    limits = Limits("cpu", 1, {torch.float32, torch.bfloat16})
+    limits.sample()
+    assert "/no/such/compiler" in limits.not_measured
+    # On the CPU halves are computed with in float32.
+    assert limits.rates.keys() == {"flop_per_second", "bytes_per_second"}
+    run = content({"row": series(0)})
+    run["fastmmd_bench"]["limits"] = limits.rates
+    assert "peak of fused multiply-adds not measured" in table.run(Record.parse(run))
+
+
+def test_limits_of_types() -> None:
+    names = [
+        key("multiply-adds", dtype, device)
+        for device in ("cpu", "cuda")
+        for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    ]
+    fma = "fma_flop_per_second"
+    assert names == [fma, fma, f"{fma}_float64", fma, f"{fma}_bfloat16", f"{fma}_float64"]
 
 
 def test_inputs_that_take_turns() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from bench_runs import content, series, write
 
 from fastmmd.bench import rows as tracked
 from fastmmd.bench.builds import BuildError, build, revision
+from fastmmd.bench.clock import run_on
 from fastmmd.bench.record import Record
 from fastmmd.bench.verdict import Thresholds
 from fastmmd.cli import main
@@ -157,6 +160,18 @@ def test_arguments_that_a_build_does_not_take() -> None:
         tracked.offered("mmd2", "colour")
     with pytest.raises(tracked.MissingError, match=r"no fastmmd\.mmd3"):
         tracked.offered("mmd3")
+
+
+def test_all_threads_run_on_the_cores_of_a_round() -> None:
+    before = sorted(os.sched_getaffinity(0))
+    torch.randn(512, 512) @ torch.randn(512, 512)  # torch has its threads
+    try:
+        run_on(before[:1])
+        threads = os.listdir("/proc/self/task")
+        assert all(os.sched_getaffinity(int(t)) == {before[0]} for t in threads)
+    finally:
+        run_on(before)
+    assert sorted(os.sched_getaffinity(0)) == before
 
 
 def test_worker_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
