@@ -21,7 +21,7 @@ from fastmmd._extras import MissingExtraError
 from fastmmd.train import FineTuner, Pooled, Stages, load_backbone, remove_last_layer
 from fastmmd.train.backbones import feature_width
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+pytestmark = pytest.mark.training
 
 SENTENCES = [
     "The cat sleeps on the warm windowsill.",

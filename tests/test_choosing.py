@@ -43,7 +43,7 @@ def test_the_settings_that_count_were_chosen_by_the_rule() -> None:
     assert all(row["seed"] != alignment.SELECTION_SEED for row in result["rows"])
 
 
-@pytest.mark.filterwarnings(r"ignore:::lightning\..*")
+@pytest.mark.training
 def test_settings_are_chosen_without_target_labels() -> None:
     """What trains and what scores is given target images, and has no other way to the data."""
     images, labels = torch.rand(2, 60, 1, 16, 16), torch.arange(60) % 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 from domains import batches, shuffled_rows, write_texts
 from PIL import Image
-from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -32,13 +30,7 @@ from fastmmd.train import (
     load_backbone,
 )
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 def trainer(**options: Any) -> L.Trainer:

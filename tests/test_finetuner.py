@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import runpy
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from finetuning import (
     trainer,
     tuner,
 )
-from tolerance import threads
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,15 +37,7 @@ from fastmmd.train import (
     distillation_loss,
 )
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 # One step

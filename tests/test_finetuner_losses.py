@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from finetuning import (
 )
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
-from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
@@ -41,15 +39,7 @@ from fastmmd.train import (
 )
 from fastmmd.train.tasks import TaskLoss
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 # Keeping near another network

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from finetuning import (
     tuner,
 )
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
-from tolerance import threads
 from torch import Tensor, nn
 
 from fastmmd.train import (
@@ -33,15 +31,7 @@ from fastmmd.train import (
     Stages,
 )
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 @pytest.mark.parametrize(

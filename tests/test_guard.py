@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from tolerance import threads
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,15 +30,7 @@ from fastmmd.train import (
 from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
 from fastmmd.train.twin import optimizer_and_schedule
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 def blobs(n: int, shift: float, seed: int) -> tuple[Tensor, Tensor]:

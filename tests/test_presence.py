@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from finetuning import ByTask, several, trainer, tuner
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from tolerance import threads
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,14 +18,7 @@ from fastmmd.train import Aligner, DomainPair, FineTuner
 from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
 from fastmmd.train.presence import ClassesSeen
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 def aligner(**options: Any) -> Aligner:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,17 +36,9 @@ from fastmmd.train import (
 )
 from fastmmd.train.checkpoints import EveryEpoch
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+pytestmark = pytest.mark.training
 
 PICTURES = ["confusion.png", "features.png", "gap.png", "samples.png", "training.png"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
 
 
 def images(n: int, shift: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,7 @@ from fastmmd.train import Aligner, DomainData, DomainPair, Samples
 from fastmmd.train.datasets.domains import Domain
 from fastmmd.train.shuffling import EpochSeed, EpochShuffle, ProcessShare, seed_of
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+pytestmark = pytest.mark.training
 
 
 def orders(shuffle: EpochShuffle, epochs: int) -> list[list[int]]:

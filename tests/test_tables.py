@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from domains import TEXTS, batches, shuffled_rows, words, write_texts
 from scipy.io import savemat
-from tolerance import threads
 
 from fastmmd.compare.reading import InputError
 from fastmmd.train import (
@@ -21,13 +20,7 @@ from fastmmd.train import (
     Texts,
 )
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 # Tables

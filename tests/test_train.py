@@ -6,7 +6,6 @@ import copy
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,15 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastmmd import Energy, MMDLoss, mmd2, reference
 from fastmmd.train import Aligner, DomainPair, alignment_weight
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+pytestmark = pytest.mark.training
 
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
 
 
 def parts(norm: bool = False) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -12,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
@@ -36,15 +34,9 @@ from fastmmd.train.batches import read_batch
 from fastmmd.train.data import known_labels
 from fastmmd.train.datasets.domains import Domain
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+pytestmark = pytest.mark.training
 
 CLASSES, WIDTH = 3, 5
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
 
 
 def activations(n: int, seed: int, labelled: bool = True) -> Activations:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tolerance import threads
 
 from fastmmd.cli import main
 from fastmmd.compare.reading import InputError
@@ -23,7 +22,7 @@ from fastmmd.train import Aligner, collect
 from fastmmd.train.checkpoints import AtomicCheckpointIO, load_checkpoint
 from fastmmd.train.predictions import write_predictions
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+pytestmark = pytest.mark.training
 
 # A data module for class_path, with random inputs, that can kill its process.
 POINTS = """
@@ -55,13 +54,6 @@ class PointsPair(DomainPair):
             source_val=fixed, target_val=fixed, batch_size=batch_size,
         )
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_a_process_that_hangs_stops_the_others(tmp_path: Path) -> None:
     check_lost(tmp_path / "0.lost.pt")
 
 
-@pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+@pytest.mark.training
 def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
     """100 steps: the losses of each, and the parameters that they end in; and who has what."""
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parent), "OMP_NUM_THREADS": "1"}

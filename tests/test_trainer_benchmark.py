@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tolerance import threads
 
 from benchmarks import trainer
 from fastmmd.train.quiet import quiet_lightning
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
+pytestmark = pytest.mark.training
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +20,7 @@ def _double_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(trainer, "BATCH", 20)
     monkeypatch.setattr(trainer, "STEPS", 4)
     torch.set_default_dtype(torch.float64)
-    with threads(1), quiet_lightning():
+    with quiet_lightning():
         yield
     torch.set_default_dtype(torch.float32)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,14 +25,9 @@ from fastmmd.train import (
     target_entropy,
 )
 
+pytestmark = pytest.mark.training
+
 EXACT: dict[str, Any] = {"rel": 1e-12, "abs": 1e-12}  # float64 on both sides
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and tests may run side by side."""
-    with threads(1):
-        yield
 
 
 def random_outputs(n: int, seed: int, width: int = 4, classes: int = 3) -> Outputs:
