@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,12 +145,18 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(points: Path) -> None:
     assert [file.name for file in (points / "cut/checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_fit_validate_and_predict(points: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_validate_test_and_predict(points: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", str(points / "c.yaml")]
     assert main(["fit", *options, "--ckpt_path", "last"]) == 0
     assert "starting from the beginning" in capsys.readouterr().err
-    assert main(["validate", *options, "--ckpt_path", "last"]) == 0
-    assert "val_target_accuracy" in capsys.readouterr().out
+    measured = []
+    for name, stage in (("validate", "val"), ("test", "test")):
+        assert main([name, *options, "--ckpt_path", "last"]) == 0
+        shown = capsys.readouterr().out
+        found = re.findall(rf"{stage}_(source_loss|\w+_accuracy)[ │]+([\d.]+)", shown)
+        measured.append({metric: float(value) for metric, value in found})
+        assert list(measured[-1]) == ["source_accuracy", "source_loss", "target_accuracy"]
+    assert measured[0] == measured[1]  # DomainPair tests on what it validates on
     for name in ("new/p.csv", "new/p.npz"):
         output = str(points / name)
         assert main(["predict", *options, "--ckpt_path", "last", "--output", output]) == 0
@@ -173,6 +180,12 @@ def test_fit_validate_and_predict(points: Path, capsys: pytest.CaptureFixture[st
     target = torch.eye(3)[torch.arange(40) % 3][:, :2] * 3 + 1
     expected = collect(aligner, target.split(16)).logits
     torch.testing.assert_close(torch.from_numpy(logits), expected)
+    corners = torch.eye(3)[:, :2]
+    on_source = collect(aligner, [(corners, torch.arange(3))])
+    assert measured[1]["source_accuracy"] == pytest.approx(on_source.accuracy())
+    assert measured[1]["source_loss"] == pytest.approx(float(on_source.losses().mean()), rel=1e-5)
+    # Nothing of this has written to the checkpoints.
+    assert [file.name for file in (points / "out/checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_a_training_with_a_teacher_is_resumed(points: Path) -> None:
@@ -343,8 +356,6 @@ def test_predictions_of_several_loaders_follow_each_other(tmp_path: Path) -> Non
         assert torch.equal(torch.from_numpy(arrays["logits"]), logits)
     with pytest.raises(InputError, match="gave no batch"):
         write_predictions(tmp_path / "p.npz", [])
-    with pytest.raises(InputError, match=r"must give logits \[n, C\]; it gave dict"):
-        write_predictions(tmp_path / "p.npz", [{"a": logits}])
 
 
 def test_predictions_of_files_name_them(tmp_path: Path) -> None:

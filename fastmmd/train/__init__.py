@@ -47,8 +47,9 @@ from fastmmd.train.freezing import GradualUnfreezing, Stages  # noqa: E402
 from fastmmd.train.guard import TransferGuard  # noqa: E402
 from fastmmd.train.history import LayerHistory, layer_distances  # noqa: E402
 from fastmmd.train.networks import Stack  # noqa: E402
-from fastmmd.train.report import WriteReport, report, scores  # noqa: E402
+from fastmmd.train.report import WriteReport, report  # noqa: E402
 from fastmmd.train.schedule import alignment_weight  # noqa: E402
+from fastmmd.train.sections import scores  # noqa: E402
 from fastmmd.train.shuffling import EpochSeed, EpochShuffle  # noqa: E402
 from fastmmd.train.tasks import Task  # noqa: E402
 from fastmmd.train.validators import (  # noqa: E402

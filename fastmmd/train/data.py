@@ -144,6 +144,10 @@ class DomainPair(L.LightningDataModule):
             if dataset is not None
         ]
 
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """As ``val_dataloader``."""
+        return self.val_dataloader()
+
     def source_labels(self) -> Tensor | None:
         """The labels of all sources, where they are known."""
         return known_labels(ConcatDataset(self.sources))

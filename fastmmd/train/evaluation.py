@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from fastmmd.train.layers import check_layers, kept_outputs, rows_of
 
-__all__ = ["Outputs", "collect", "evaluating", "inputs_and_labels"]
+__all__ = ["IGNORED", "Outputs", "collect", "evaluating", "inputs_and_labels"]
+
+IGNORED = -100  # the label of a sample without one, as torch's cross-entropy has it
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +27,12 @@ class Outputs:
     Args:
         features: [n, d], floating.
         logits: [n, C], floating, C at least 2.
-        labels: [n], whole numbers in [0, C), or None.
+        labels: [n], whole numbers in [0, C), -100 of a sample whose label is not known; or None.
         layers: Further activations [n, d_l] by the name of their module.
 
     Raises:
         ValueError: No samples, another rank, numbers of samples that differ, fewer than two
-            classes, or a label outside [0, C).
+            classes, or another label.
     """
 
     features: Tensor
@@ -56,7 +58,10 @@ class Outputs:
             raise ValueError(
                 f"labels must be of shape [{len(self.logits)}]; got {_shape(self.labels)}"
             )
-        low, high = int(self.labels.min()), int(self.labels.max())
+        known = self.labels[self.labels != IGNORED]
+        if not len(known):
+            return
+        low, high = int(known.min()), int(known.max())
         if low < 0 or high >= classes:
             raise ValueError(
                 f"labels must lie in [0, {classes}), as there are {classes} logits; got"
@@ -82,27 +87,41 @@ class Outputs:
         return self.logits.argmax(1)
 
     def losses(self) -> Tensor:
-        """Cross-entropy of each sample [n], float64.
+        """Cross-entropy of each sample [n], float64; 0 of one whose label is not known.
 
         Raises:
             ValueError: There are no labels.
         """
-        return F.nll_loss(self.log_probabilities, self.known_labels(), reduction="none")
+        return F.nll_loss(
+            self.log_probabilities, self.known_labels(), reduction="none", ignore_index=IGNORED
+        )
 
     def is_finite(self) -> bool:
         """Whether all features and logits are; they are not after a training that diverged."""
         return bool(self.features.isfinite().all() and self.logits.isfinite().all())
 
     def accuracy(self) -> float:
-        """Share of the samples whose most probable class is their label.
+        """Share of the samples with a label whose most probable class it is.
 
         Raises:
             ValueError: There are no labels.
         """
-        return float((self.predictions == self.known_labels()).double().mean())
+        part = self.labelled()
+        return float((part.predictions == part.known_labels()).double().mean())
+
+    def labelled(self) -> Outputs:
+        """The samples whose label is known.
+
+        Raises:
+            ValueError: There are none.
+        """
+        known = self.known_labels() != IGNORED
+        if not known.any():
+            raise ValueError("labels are needed, and these outputs have none")
+        return self if known.all() else self.subset(known)
 
     def known_labels(self) -> Tensor:
-        """The labels [n], int64.
+        """The labels [n], int64, -100 where one is not known.
 
         Raises:
             ValueError: There are none.
@@ -126,6 +145,7 @@ def collect(
     loader: Iterable[Any],
     device: torch.device | str | None = None,
     layers: Sequence[str] = (),
+    task: str | None = None,
 ) -> Outputs:
     """Passes a loader through a module in evaluation mode, without gradients.
 
@@ -137,13 +157,17 @@ def collect(
         device: Where to compute. Default: where the parameters of the module are.
         layers: Names of submodules, as in ``named_modules()``, whose outputs are kept as well,
             flattened to [n, d_l].
+        task: Of a module of several tasks, whose ``forward`` returns a mapping, and labels are one:
+            the task that is looked at, of classes. A task that is missing from the labels of a
+            batch has none there.
 
     Returns:
         The outputs in the order of the loader, on the CPU. The module is left in the modes it had.
 
     Raises:
         ValueError: The loader is empty, labels are in some batches only, a name in ``layers`` is
-            no submodule, or a layer does not give one row for each sample.
+            no submodule, a layer does not give one row for each sample, or ``task`` is none of the
+            module's, not of classes, or missing.
         TypeError: The module has no ``features``, a layer gives no tensor, or ``layers`` is a
             string.
     """
@@ -165,21 +189,23 @@ def collect(
             batches += 1
             inputs, of_batch = inputs_and_labels(batch)
             inputs = as_floating(move_data_to_device(inputs, where), dtype)
-            logits = module(inputs)
+            logits = _of_task(module, module(inputs), task)
             features = module.features(inputs)  # type: ignore[operator]
             rows = rows_of(found, layers, len(logits))
             for name, value in {**rows, "features": features, "logits": logits}.items():
                 parts[name].append(value.cpu().to(torch.promote_types(value.dtype, torch.float32)))
-            if of_batch is not None:
-                labels.append(torch.as_tensor(of_batch).cpu())
+            found_labels = _labels_of_task(of_batch, task, len(logits))
+            if found_labels is not None:
+                labels.append(found_labels)
     if not batches:
         raise ValueError("loader must give at least one batch; it gave none: an empty domain?")
     if len(labels) not in (0, batches):
         raise ValueError(f"loader gave labels in {len(labels)} of {batches} batches; all or none")
     joined = {name: torch.cat(values) for name, values in parts.items()}
-    return Outputs(
-        joined.pop("features"), joined.pop("logits"), torch.cat(labels) if labels else None, joined
-    )
+    known = torch.cat(labels) if labels else None
+    if known is not None and task is not None and bool((known == IGNORED).all()):
+        known = None
+    return Outputs(joined.pop("features"), joined.pop("logits"), known, joined)
 
 
 def inputs_and_labels(batch: Any) -> tuple[Any, Any]:
@@ -187,6 +213,35 @@ def inputs_and_labels(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Tensor | Mapping):
         return batch, None
     return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def _of_task(module: nn.Module, outputs: Any, task: str | None) -> Tensor:
+    """The logits of a task, or the only ones."""
+    if isinstance(outputs, Mapping) != (task is not None):
+        tasks = f"the tasks {', '.join(outputs)}" if task is None else "no tasks"
+        raise ValueError(f"task must be one of the module's, which has {tasks}; got {task!r}")
+    if task is None:
+        return outputs
+    known: Any = getattr(module, "tasks", {})
+    kinds = {name: getattr(known.get(name), "kind", "classification") for name in outputs}
+    if task not in outputs or kinds[task] != "classification":
+        described = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise ValueError(f"task must be one of classification among {described}; got {task!r}")
+    return outputs[task]
+
+
+def _labels_of_task(labels: Any, task: str | None, samples: int) -> Tensor | None:
+    if labels is None:
+        return None
+    if task is None:
+        return torch.as_tensor(labels).cpu()
+    if not isinstance(labels, Mapping):
+        raise ValueError(
+            "labels of several tasks must be a mapping of tasks to tensors; got"
+            f" {type(labels).__name__}"
+        )
+    of_task = labels.get(task)
+    return torch.full((samples,), IGNORED) if of_task is None else torch.as_tensor(of_task).cpu()
 
 
 def as_floating(inputs: Any, dtype: torch.dtype | None) -> Any:

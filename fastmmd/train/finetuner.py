@@ -22,6 +22,7 @@ from fastmmd.train.batches import Inputs, inputs_of, labelled, row_count
 from fastmmd.train.distillation import L2SP, Distillation
 from fastmmd.train.freezing import Stages
 from fastmmd.train.means import EpochMeans, means_of_all
+from fastmmd.train.measures import LOADERS, TaskMeasures, measured_briefly, prefix_of
 from fastmmd.train.module import TransferModule
 from fastmmd.train.optimizers import (
     OPTIMIZERS,
@@ -30,20 +31,10 @@ from fastmmd.train.optimizers import (
     make_scheduler,
     total_steps,
 )
-from fastmmd.train.tasks import (
-    ONLY,
-    Task,
-    TaskLoss,
-    as_tasks,
-    measured,
-    measured_briefly,
-    task_metrics,
-)
+from fastmmd.train.tasks import ONLY, Task, TaskLoss, as_tasks
 
 __all__ = ["FineTuner"]
 
-# Prefixes of what is logged of the first loader and of the second.
-LOADERS = ("", "target_")
 TEACHER = "distillation.teacher."
 
 
@@ -187,24 +178,17 @@ class FineTuner(TransferModule):
         if l2_sp is not None:
             l2_sp.start(backbone)
         self.distillation = distillation
-        self.metrics = nn.ModuleDict(
-            {
-                prefix + self._label(name): task_metrics(task)
-                for prefix in (s + which for s in ("val_", "test_") for which in LOADERS)
-                for name, task in self.tasks.items()
-            }
-        )
+        self.measures = TaskMeasures(self.tasks, dict(self.losses.items()))
         # What a step reports; the names are the same in all processes, whatever tasks their batches
         # have labels of.
         self._reported = {("l2_sp", ""): ["train_l2_sp"]}
         for name, task in self.tasks.items():
-            prefix = f"train_{self._label(name)}"
+            prefix = f"train_{prefix_of(name)}"
             self._reported["soft", name] = [f"{prefix}distillation_loss"]
             measure = "mae" if task.kind == "regression" else "accuracy"
             self._reported["hard", name] = [f"{prefix}task_loss", prefix + measure]
         self._counted = 0  # the loader whose labels have been counted, by its id
         self._begin_training_means()
-        self._begin_losses()
         self.set_frozen(self.always_frozen)
         self.train()  # pretrained networks come in eval mode, and Lightning leaves the mode alone
 
@@ -304,7 +288,7 @@ class FineTuner(TransferModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begins the losses of the loaders."""
-        self._begin_losses()
+        self.measures.begin()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the loss of each loader: the weighted sum of the means of its tasks."""
@@ -312,7 +296,7 @@ class FineTuner(TransferModule):
 
     def on_test_epoch_start(self) -> None:
         """As ``on_validation_epoch_start``."""
-        self._begin_losses()
+        self.measures.begin()
 
     def on_test_epoch_end(self) -> None:
         """As ``on_validation_epoch_end``."""
@@ -398,29 +382,15 @@ class FineTuner(TransferModule):
     def _begin_training_means(self) -> None:
         self._means = {key: EpochMeans(names) for key, names in self._reported.items()}
 
-    def _begin_losses(self) -> None:
-        keys = [(prefix, name) for prefix in LOADERS for name in self.tasks]
-        self._losses = {key: EpochMeans([f"{key[0]}{key[1]}"]) for key in keys}
-
     def _log_losses(self, stage: str) -> None:
-        means = means_of_all([*self._losses.values()], self.trainer.strategy)
-        for prefix in LOADERS:
-            found = [
-                task.weight * means[prefix + name]
-                for name, task in self.tasks.items()
-                if prefix + name in means
-            ]
-            if found:
-                self.log(f"{stage}_{prefix}loss", torch.stack(found).sum(), prog_bar=True)
+        for loader, value in self.measures.loss(self.trainer.strategy).items():
+            self.log(f"{stage}_{loader}loss", value, prog_bar=True)
 
     def _is_single(self) -> bool:
         return ONLY in self.tasks
 
     def _task_name(self, task: str) -> str:
         return "" if self._is_single() else task
-
-    def _label(self, task: str) -> str:
-        return "" if self._is_single() else f"{task}_"
 
     def _labels(self, labels: Any, task: str) -> Tensor | None:
         if not self._is_single() and not isinstance(labels, Mapping) and labels is not None:
@@ -431,16 +401,6 @@ class FineTuner(TransferModule):
         features = self.features(inputs)
         return {name: head(features) for name, head in self.heads.items()}
 
-    def _measure(
-        self, prefix: str, name: str, outputs: Tensor, labels: Tensor
-    ) -> dict[str, nn.Module]:
-        values = measured(self.tasks[name], outputs, labels)
-        found: dict[str, nn.Module] = {}
-        for metric, module in self.metrics[prefix].items():  # type: ignore[operator]
-            module(*values)
-            found[prefix + metric] = module
-        return found
-
     def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
         if dataloader_idx >= len(LOADERS):
             raise ValueError(
@@ -450,21 +410,10 @@ class FineTuner(TransferModule):
         inputs, labels = labelled(batch)
         if labels is None:
             raise ValueError(f"{stage} needs batches of (inputs, labels); got inputs alone")
-        loader = LOADERS[dataloader_idx]
-        prefix = f"{stage}_{loader}"
-        outputs = self._outputs(inputs)
-        logged: dict[str, Any] = {}
-        for name in self.tasks:
-            of_task = self._labels(labels, name)
-            if of_task is None:
-                continue
-            loss = self.losses[name]
-            value = loss(outputs[name], of_task).detach()
-            share = loss.share(of_task)  # type: ignore[operator]
-            self._losses[loader, name].add({loader + name: value}, share)
-            logged |= self._measure(prefix + self._label(name), name, outputs[name], of_task)
+        by_task = {name: self._labels(labels, name) for name in self.tasks}
+        known = {name: of_task for name, of_task in by_task.items() if of_task is not None}
         self.log_dict(
-            logged,
+            self.measures.add(stage, LOADERS[dataloader_idx], self._outputs(inputs), known),
             on_epoch=True,
             prog_bar=True,
             sync_dist=True,

@@ -11,7 +11,7 @@ import torch
 
 from fastmmd.train.checkpoints import check_architecture
 from fastmmd.train.evaluation import collect
-from fastmmd.train.history import domain_loaders
+from fastmmd.train.history import domain_loaders, first_outputs, state_key
 from fastmmd.train.twin import TwinTraining, check_trainable, copy_of
 from fastmmd.train.verdict import Verdict, judge
 
@@ -45,6 +45,8 @@ class TransferGuard(L.Callback):
             difference alone. Default: the second validation loader or, without one, the data
             module's ``predict_dataloader``. With several processes both must be given.
         max_samples: As for :func:`~fastmmd.train.judge`.
+        task: Of a module of several tasks, the one that is judged by, as for
+            :func:`~fastmmd.train.collect`.
 
     Attributes:
         verdict: The :class:`~fastmmd.train.Verdict`, once the training is over.
@@ -56,7 +58,7 @@ class TransferGuard(L.Callback):
         ValueError: When the training starts: manual optimisation, several optimisers, a schedule
             that follows a metric, or processes that do not each hold the whole model, and a twin
             to be trained; no loader for the source or for the target, or several processes and not
-            both are given.
+            both are given; or as :func:`~fastmmd.train.collect` of their first batches.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[TransferGuard()])  # doctest: +SKIP
@@ -69,6 +71,7 @@ class TransferGuard(L.Callback):
         source: Iterable[Any] | None = None,
         target: Iterable[Any] | None = None,
         max_samples: int = 2000,
+        task: str | None = None,
     ) -> None:
         self.twin = twin if isinstance(twin, L.LightningModule) else None
         self.checkpoint = twin if isinstance(twin, str | Path) else None
@@ -76,9 +79,15 @@ class TransferGuard(L.Callback):
         self.source = source
         self.target = target
         self.max_samples = max_samples
+        self.task = task
         self.verdict: Verdict | None = None
         self._training: TwinTraining | None = None
         self._loaded: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """The name of the state in a checkpoint; there may be a guard for each task."""
+        return state_key(self, self.task)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the twin, before a checkpoint changes the weights of the model."""
@@ -104,7 +113,7 @@ class TransferGuard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before the training that there is nothing to compare on after it."""
-        domain_loaders(trainer, self.source, self.target)
+        first_outputs(trainer, pl_module, self.source, self.target, task=self.task)
         if self._training is not None:
             self._training.steps_done = trainer.global_step  # restored only after on_fit_start
 
@@ -134,7 +143,8 @@ class TransferGuard(L.Callback):
         self.twin.to(pl_module.device)
         with torch.random.fork_rng([]):  # loaders draw seeds
             aligned, twin = (
-                (collect(model, source), collect(model, target)) for model in (pl_module, self.twin)
+                (collect(model, source, task=self.task), collect(model, target, task=self.task))
+                for model in (pl_module, self.twin)
             )
         return judge(aligned, twin, max_samples=self.max_samples)
 

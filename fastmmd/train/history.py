@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ from fastmmd.functional import mmd2
 from fastmmd.kernels import Gaussian, Kernel
 from fastmmd.train.evaluation import Outputs, collect
 
-__all__ = ["LayerHistory", "domain_loaders", "layer_distances"]
+__all__ = ["LayerHistory", "domain_loaders", "first_outputs", "layer_distances", "state_key"]
 
 
 def domain_loaders(
@@ -34,8 +35,11 @@ def domain_loaders(
             f"the domains cannot be measured on the trainer's loaders, of which each of the"
             f" {trainer.world_size} processes has a share: give source and target"
         )
+    if source is not None and target is not None:
+        return source, target
     # Lightning asks for them at the first validation, which may be long after the start.
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    if trainer.enable_validation:
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
     found: Any = trainer.val_dataloaders
     data: Any = getattr(trainer, "datamodule", None)
     if found is None and trainer.limit_val_batches and _has(data, "val_dataloader"):
@@ -53,6 +57,33 @@ def domain_loaders(
     assert source is not None
     assert target is not None
     return source, target
+
+
+def first_outputs(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    source: Iterable[Any] | None,
+    target: Iterable[Any] | None,
+    layers: Sequence[str] = (),
+    task: str | None = None,
+) -> tuple[Outputs, Outputs]:
+    """Of the first batches: what keeps a module from being measured shows before the training.
+
+    Raises:
+        TypeError: As :func:`collect`.
+        ValueError: As :func:`domain_loaders` or :func:`collect`.
+    """
+    loaders = domain_loaders(trainer, source, target)
+    with torch.random.fork_rng([]):  # loaders draw seeds, and those are the training's
+        first, second = (
+            collect(module, islice(loader, 1), layers=layers, task=task) for loader in loaders
+        )
+    return first, second
+
+
+def state_key(callback: L.Callback, task: str | None) -> str:
+    """The name of a callback's state, of which there may be one for each task."""
+    return type(callback).__qualname__ + ("" if task is None else f" of {task}")
 
 
 def _has(data: Any, loader: str) -> bool:
@@ -98,6 +129,8 @@ class LayerHistory(L.Callback):
         target: Loader of target samples. With several processes both must be given.
         kernel: As for :func:`layer_distances`.
         max_samples: Samples per domain that MMD^2 looks at.
+        task: Of a module of several tasks, the one whose logits and accuracy are recorded, as for
+            :func:`collect`.
 
     Attributes:
         mmd2: By layer, a value before the training and one after each epoch.
@@ -116,14 +149,21 @@ class LayerHistory(L.Callback):
         target: Iterable[Any] | None = None,
         kernel: Kernel | None = None,
         max_samples: int = 1000,
+        task: str | None = None,
     ) -> None:
         self.layers = tuple(layers)
         self.source = source
         self.target = target
         self.kernel = kernel
         self.max_samples = max_samples
+        self.task = task
         self.mmd2: dict[str, list[float]] = {}
         self.accuracy: dict[str, list[float]] = {}
+
+    @property
+    def state_key(self) -> str:
+        """The name of the record in a checkpoint; there may be one for each task."""
+        return state_key(self, self.task)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Records the untrained model, unless a training is resumed."""
@@ -145,7 +185,9 @@ class LayerHistory(L.Callback):
     def _record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         loaders = domain_loaders(trainer, self.source, self.target)
         with torch.random.fork_rng([]):  # loaders draw seeds, and those are the training's
-            source, target = (collect(module, loader, layers=self.layers) for loader in loaders)
+            source, target = (
+                collect(module, loader, layers=self.layers, task=self.task) for loader in loaders
+            )
         for name, value in layer_distances(source, target, self.kernel, self.max_samples).items():
             self.mmd2.setdefault(name, []).append(value)
         for name, outputs in (("source", source), ("target", target)):

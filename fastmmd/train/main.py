@@ -18,6 +18,7 @@ from fastmmd._output import OutputError, OutputFolder
 from fastmmd.compare.reading import InputError
 from fastmmd.train.checkpoints import AtomicCheckpointIO, EveryEpoch, check_architecture
 from fastmmd.train.datasets.domains import DomainData
+from fastmmd.train.finetuner import FineTuner
 from fastmmd.train.predictions import check_name, write_predictions
 from fastmmd.train.quiet import quiet_lightning
 from fastmmd.train.shuffling import EpochSeed
@@ -62,7 +63,9 @@ class Trainer(L.Trainer):
         batches = super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path)
         with folder.filling() as staging:
             paths = datamodule.predict_paths() if isinstance(datamodule, DomainData) else None
-            write_predictions(staging / Path(output).name, batches or [], paths)
+            tasks = model.tasks if isinstance(model, FineTuner) else {}
+            kinds = {name: task.kind for name, task in tasks.items()}
+            write_predictions(staging / Path(output).name, batches or [], paths, kinds)
 
 
 class Commands(LightningCLI):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastmmd._figures import new_figure, save
 from fastmmd.compare.figures import BLUE, DARK, ORANGE, short, tidy
-from fastmmd.train.evaluation import Outputs
+from fastmmd.train.evaluation import IGNORED, Outputs
 from fastmmd.train.page import Embedding
 
 __all__ = ["confusion", "embedded", "features", "gap", "samples", "training"]
@@ -84,7 +84,7 @@ def features(
 ) -> None:
     """A row for each stage: its features by domain and by class.
 
-    Classes are labels where a domain has them, else predictions.
+    Classes are labels where they are known, else predictions.
     """
     figure = new_figure(10.0, 4.3 * len(stages))
     rows = figure.subplots(len(stages), 2, squeeze=False)
@@ -97,7 +97,10 @@ def features(
         kinds = []
         for points, outputs, marker in ((x, source, "o"), (y, target, "^")):
             known = outputs.labels is not None
-            numbers = outputs.known_labels() if known else outputs.predictions
+            numbers = outputs.predictions
+            if known:
+                labels = outputs.known_labels()
+                numbers = torch.where(labels == IGNORED, numbers, labels)
             kinds.append("labels" if known else "predictions")
             _scatter(by_class, points, [colours[int(c)] for c in numbers], marker)
         by_domain.set_title(f"{name}: by domain", loc="left", fontsize=11)

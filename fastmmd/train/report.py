@@ -3,67 +3,27 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import lightning as L
-import torch
-from torch import Tensor, nn
-from torchmetrics.functional.classification import (
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+from torch import nn
 
-import fastmmd
 from fastmmd._extras import MissingExtraError, require_extra
 from fastmmd._output import OutputFolder
-from fastmmd.functional import contributions
-from fastmmd.kernels import Gaussian
-from fastmmd.train.evaluation import Outputs, collect, inputs_and_labels
+from fastmmd.train import sections
+from fastmmd.train.evaluation import Outputs, collect
 from fastmmd.train.guard import TransferGuard
-from fastmmd.train.history import LayerHistory, domain_loaders, layer_distances
+from fastmmd.train.history import LayerHistory, domain_loaders, first_outputs
 from fastmmd.train.page import Embedding, Format, Page
 from fastmmd.train.verdict import Verdict
 
-__all__ = ["WriteReport", "report", "scores"]
+__all__ = ["WriteReport", "report"]
 
 _DOMAINS = ("source", "target")
-_Callback = TypeVar("_Callback", bound=L.Callback)
-
-
-def scores(outputs: Outputs) -> dict[str, Any]:
-    """Accuracy and macro precision, recall and F1, and the same per class, by torchmetrics.
-
-    The macro means are over the classes that occur as a label or as a prediction.
-
-    Args:
-        outputs: n samples with labels, of C classes.
-
-    Returns:
-        ``accuracy``, ``precision``, ``recall`` and ``f1``, numbers; ``per_class`` with the last
-        three, each [C]; ``confusion`` [C, C], counts with true classes in rows.
-
-    Raises:
-        ValueError: There are no labels.
-    """
-    labels, predictions = outputs.known_labels(), outputs.predictions
-    classes = outputs.logits.shape[1]
-    found: dict[str, Any] = {"accuracy": outputs.accuracy(), "per_class": {}}
-    for name, metric in (
-        ("precision", multiclass_precision),
-        ("recall", multiclass_recall),
-        ("f1", multiclass_f1_score),
-    ):
-        found[name] = float(metric(predictions, labels, classes, average="macro"))
-        found["per_class"][name] = metric(predictions, labels, classes, average="none")
-    found["confusion"] = multiclass_confusion_matrix(predictions, labels, classes)
-    return found
+_Callback = TypeVar("_Callback", LayerHistory, TransferGuard)
 
 
 def report(
@@ -82,6 +42,7 @@ def report(
     form: Format = "html",
     title: str = "Transfer report",
     top: int = 8,
+    task: str | None = None,
 ) -> Path:
     r"""Writes a page about a model on both domains.
 
@@ -112,6 +73,7 @@ def report(
         form: ``html`` or ``md``.
         title: Heading of the page.
         top: How many samples of each domain, and features, are listed.
+        task: Of a module of several tasks, the one that the page is about, as for :func:`collect`.
 
     Returns:
         The page.
@@ -125,7 +87,7 @@ def report(
     _check_options(embedding, form)
     folder = OutputFolder(output)
     domains = {
-        name: collect(module, loader, layers=layers)
+        name: collect(module, loader, layers=layers, task=task)
         for name, loader in zip(_DOMAINS, (source, target), strict=True)
     }
     names = _names(classes, domains["source"])
@@ -133,7 +95,7 @@ def report(
     stages = {last: domains}
     if before is not None:
         earlier = {
-            name: collect(before, loader)
+            name: collect(before, loader, task=task)
             for name, loader in zip(_DOMAINS, (source, target), strict=True)
         }
         stages = {first: earlier, last: domains}
@@ -150,12 +112,12 @@ def report(
         page = Page(title, path)
         if verdict is not None:
             page.text(verdict.sentence(), key=True)
-        _metrics(page, stages, names)
-        _layers(page, domains, history)
-        _features(page, stages, names, embedding)
-        _gap(page, domains, names, (source, target), top)
-        _verdict(page, verdict)
-        _settings(page, settings, module, domains)
+        sections.show_metrics(page, stages, names)
+        sections.show_layers(page, domains, history)
+        sections.show_features(page, stages, names, embedding)
+        sections.show_gap(page, domains, names, (source, target), top)
+        sections.show_verdict(page, verdict)
+        sections.show_settings(page, settings, module, domains)
         name = page.write(form)
     return folder.path / name
 
@@ -163,17 +125,20 @@ def report(
 class WriteReport(L.Callback):
     """Writes the :func:`report` when a training ends.
 
-    The history and the verdict are those of a :class:`LayerHistory` and a :class:`TransferGuard`
-    among the trainer's callbacks; the guard's twin is what the features are compared with. The
-    samples are those of the loaders that the history was given, else of those that the guard was,
-    else of the trainer's, as :class:`TransferGuard` chooses them.
+    The history and the verdict are those of a :class:`LayerHistory` and a :class:`TransferGuard` of
+    the same task among the trainer's callbacks; the guard's twin is what the features are compared
+    with. The samples are those of the loaders that the history was given, else of those that the
+    guard was, else of the trainer's, as :class:`TransferGuard` chooses them.
 
     Args:
-        output: Folder. Default: ``report`` in the trainer's ``default_root_dir``.
-        classes: Names of the classes. Default: those of the data module, if it has any.
+        output: Folder. Default: ``report``, or ``report-TASK``, in the trainer's
+            ``default_root_dir``.
+        classes: Names of the classes. Default: those of the data module, if it has any and there
+            are not several tasks.
         embedding: As for :func:`report`.
         form: As for :func:`report`.
         title: As for :func:`report`.
+        task: As for :func:`report`; a callback for each task writes a page for each.
 
     Raises:
         ValueError: ``form`` or ``embedding`` is unknown. When the training starts: there is no
@@ -191,27 +156,33 @@ class WriteReport(L.Callback):
         embedding: Embedding = "pca",
         form: Format = "html",
         title: str = "Transfer report",
+        task: str | None = None,
     ) -> None:
         _check_options(embedding, form)
         self.output = output
         self.classes = classes
-        self.options: dict[str, Any] = {"embedding": embedding, "form": form, "title": title}
+        self.task = task
+        self.options: dict[str, Any] = {
+            "embedding": embedding,
+            "form": form,
+            "title": title,
+            "task": task,
+        }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before the training what would keep the report from being written after it."""
         OutputFolder(self._folder(trainer))
-        history = _first(trainer, LayerHistory)
+        history = self._beside(trainer, LayerHistory)
         layers = history.layers if history else ()
-        with torch.random.fork_rng([]):  # loaders draw seeds, and those are the training's
-            for loader in domain_loaders(trainer, *self._given(trainer)):
-                outputs = collect(pl_module, islice(loader, 1), layers=layers)
-                _names(self._classes(trainer), outputs)
+        given = self._given(trainer)
+        for outputs in first_outputs(trainer, pl_module, *given, layers=layers, task=self.task):
+            _names(self._classes(trainer), outputs)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes it."""
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        guard, history = _first(trainer, TransferGuard), _first(trainer, LayerHistory)
+        guard, history = self._beside(trainer, TransferGuard), self._beside(trainer, LayerHistory)
         source, target = domain_loaders(trainer, *self._given(trainer))
         page = report(
             pl_module,
@@ -229,16 +200,24 @@ class WriteReport(L.Callback):
         print(f"report: {page}")
 
     def _folder(self, trainer: L.Trainer) -> str:
-        return self.output or os.path.join(trainer.default_root_dir, "report")
+        name = "report" if self.task is None else f"report-{self.task}"
+        return self.output or os.path.join(trainer.default_root_dir, name)
 
     def _classes(self, trainer: L.Trainer) -> Sequence[str] | None:
-        known = getattr(getattr(trainer, "datamodule", None), "classes", None)
-        return known if self.classes is None else self.classes
+        if self.classes is not None or self.task is not None:
+            return self.classes
+        return getattr(getattr(trainer, "datamodule", None), "classes", None)
 
     def _given(self, trainer: L.Trainer) -> tuple[Iterable[Any] | None, Iterable[Any] | None]:
-        others = [c for c in (_first(trainer, LayerHistory), _first(trainer, TransferGuard)) if c]
+        found = (self._beside(trainer, LayerHistory), self._beside(trainer, TransferGuard))
+        others = [callback for callback in found if callback is not None]
         source = next((c.source for c in others if c.source is not None), None)
         return source, next((c.target for c in others if c.target is not None), None)
+
+    def _beside(self, trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        same = (c for c in callbacks if isinstance(c, kind) and c.task == self.task)
+        return next(same, None)
 
 
 def _check_options(embedding: str, form: str) -> None:
@@ -258,183 +237,3 @@ def _names(classes: Sequence[str] | None, outputs: Outputs) -> list[str]:
     if len(names) != width:
         raise ValueError(f"classes must be the names of {width} classes; got {len(names)}")
     return names
-
-
-def _first(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c for c in callbacks if isinstance(c, kind)), None)
-
-
-def _metrics(page: Page, stages: Mapping[str, Mapping[str, Outputs]], names: list[str]) -> None:
-    from fastmmd.train import pictures
-
-    page.heading("Accuracy")
-    rows, matrices, last = [], {}, list(stages.values())[-1]
-    for stage, domains in stages.items():
-        for domain, outputs in domains.items():
-            label = domain if len(stages) == 1 else f"{domain}, {stage}"
-            if outputs.labels is None:
-                rows.append([label, len(outputs), *["no labels"] * 4])
-                continue
-            found = scores(outputs)
-            shares = (found[key] for key in ("accuracy", "precision", "recall", "f1"))
-            rows.append([label, len(outputs), *(f"{100 * share:.1f} %" for share in shares)])
-            if outputs is last[domain]:
-                matrices[domain] = found
-    header = ["domain", "samples", "accuracy", "macro precision", "macro recall", "macro F1"]
-    page.table(header, rows)
-    if not matrices:
-        return
-    counts = {domain: found["confusion"] for domain, found in matrices.items()}
-    pictures.confusion(page.folder / "confusion.png", counts, names)
-    page.picture("confusion.png", "Confusion of the classes: counts, coloured by share of the row.")
-    header = ["class"]
-    for domain in matrices:
-        header += [f"{domain} {name}" for name in ("precision", "recall", "F1")]
-    page.table(
-        header,
-        [
-            [
-                name,
-                *(
-                    f"{100 * float(found['per_class'][key][c]):.1f} %"
-                    for found in matrices.values()
-                    for key in ("precision", "recall", "f1")
-                ),
-            ]
-            for c, name in enumerate(names)
-        ],
-    )
-
-
-def _layers(page: Page, domains: Mapping[str, Outputs], history: LayerHistory | None) -> None:
-    from fastmmd.train import pictures
-
-    page.heading("Distance of the domains")
-    page.text(
-        "MMD² between source and target, unbiased, Gaussian kernels at the mean distance: around 0"
-        " where a layer cannot tell the domains apart."
-    )
-    if history is not None and history.mmd2:
-        pictures.training(page.folder / "training.png", history.mmd2, history.accuracy)
-        page.picture(
-            "training.png", "MMD² by layer and accuracy after each epoch; 0 is before the first."
-        )
-        rows = [
-            [name, f"{values[0]:.4f}", f"{values[-1]:.4f}"] for name, values in history.mmd2.items()
-        ]
-        page.table(["layer", "MMD² before the training", "after it"], rows)
-        return
-    distances = layer_distances(domains["source"], domains["target"])
-    page.table(["layer", "MMD²"], [[name, f"{value:.4f}"] for name, value in distances.items()])
-
-
-def _features(
-    page: Page, stages: Mapping[str, Mapping[str, Outputs]], names: list[str], embedding: Embedding
-) -> None:
-    from fastmmd.train import pictures
-
-    page.heading("Features")
-    shown = {stage: (found["source"], found["target"]) for stage, found in stages.items()}
-    pictures.features(page.folder / "features.png", shown, names, embedding)
-    page.picture("features.png", "The features of both domains in a plane fitted to both.")
-
-
-def _gap(
-    page: Page,
-    domains: Mapping[str, Outputs],
-    names: list[str],
-    loaders: tuple[Iterable[Any], Iterable[Any]],
-    top: int,
-) -> None:
-    from fastmmd.compare.comparison import energy_coefficient
-    from fastmmd.train import pictures
-
-    page.heading("What drives the remaining gap")
-    points = domains["source"].features.double(), domains["target"].features.double()
-    parts = contributions(*points, Gaussian("mean"))
-    witness = parts[0] * len(parts[0]), -parts[1] * len(parts[1])
-    differences = [
-        (f"feature {i}", energy_coefficient(points[0][:, i].numpy(), points[1][:, i].numpy()))
-        for i in range(points[0].shape[1])
-    ]
-    differences.sort(key=lambda item: -item[1])
-    pictures.gap(page.folder / "gap.png", differences[: max(top, 4)], witness)
-    page.picture("gap.png", "The features that differ most, and where each domain is denser.")
-    page.text(
-        "The samples that add most to MMD², which is the sum of all contributions: those least like"
-        " the other domain."
-    )
-    images: dict[str, list[tuple[Tensor, str]]] = {}
-    for (domain, outputs), part, values, loader in zip(
-        domains.items(), parts, witness, loaders, strict=True
-    ):
-        rows = part.argsort(descending=True)[:top].tolist()
-        total = float(parts[0].sum() + parts[1].sum())
-        table = []
-        for row in rows:
-            label = "-" if outputs.labels is None else names[int(outputs.labels[row])]
-            share = f"{100 * float(part[row]) / total:.2f} %" if total > 0 else "-"
-            table.append(
-                [row, share, f"{float(values[row]):+.3f}", names[outputs.predictions[row]], label]
-            )
-        page.table([f"{domain} sample", "share of MMD²", "witness", "predicted", "label"], table)
-        shown = _images(loader, rows)
-        titles = [f"{row}: {predicted} ({label})" for row, _, _, predicted, label in table]
-        if shown:
-            images[domain] = list(zip(shown, titles, strict=True))
-    if images:
-        pictures.samples(page.folder / "samples.png", images)
-        page.picture("samples.png", "These samples, with number, predicted class and (label).")
-
-
-def _images(loader: Iterable[Any], rows: Sequence[int]) -> list[Tensor]:
-    """Those inputs of a loader, if they are images [c, h, w] of one or three channels."""
-    wanted, found, start = set(rows), {}, 0
-    for batch in loader:
-        inputs, _ = inputs_and_labels(batch)
-        if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3):
-            return []
-        for row in wanted.intersection(range(start, start + len(inputs))):
-            found[row] = inputs[row - start]
-        start += len(inputs)
-    return [found[row] for row in rows]
-
-
-def _verdict(page: Page, verdict: Verdict | None) -> None:
-    page.heading("Did alignment help?")
-    if verdict is None:
-        page.text("Not judged: there was no source-only twin to compare with.")
-        return
-    page.text(verdict.sentence())
-    page.table(
-        ["validator", "aligned", "source only", "gain", "says", "counts"],
-        [
-            [
-                e.validator,
-                f"{e.aligned:.4g}",
-                f"{e.twin:.4g}",
-                f"{e.gain:+.2g} ± {e.error:.1g}",
-                e.says,
-                "yes" if e.counts else "no",
-            ]
-            for e in verdict.evidence
-        ],
-    )
-
-
-def _settings(
-    page: Page, settings: Mapping[str, Any], module: nn.Module, domains: Mapping[str, Outputs]
-) -> None:
-    page.heading("Settings and versions")
-    weights = sum(p.numel() for p in module.parameters())
-    rows = [
-        ["model", f"{type(module).__name__}, {weights:,} parameters"],
-        *([name, value] for name, value in settings.items()),
-        *([f"{name} samples", len(outputs)] for name, outputs in domains.items()),
-        ["fastmmd", fastmmd.__version__],
-        ["torch", torch.__version__],
-        ["lightning", L.__version__],
-        ["Python", platform.python_version()],
-    ]
-    page.table(["", ""], rows)

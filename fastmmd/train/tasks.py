@@ -10,23 +10,15 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MultilabelAccuracy,
-    MultilabelF1Score,
-)
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from fastmmd.train.balance import balanced_class_weights
+from fastmmd.train.evaluation import IGNORED
 
-__all__ = ["IGNORED", "ONLY", "Kind", "Task", "TaskLoss", "as_tasks", "task_metrics"]
+__all__ = ["ONLY", "Kind", "Task", "TaskLoss", "as_outputs", "as_tasks"]
 
 Kind = Literal["classification", "multilabel", "regression"]
 
 ONLY = "task"  # the name of a single task, which the logs leave out
-IGNORED = -100  # the label of a sample without one, as torch's cross-entropy has it
 
 
 @dataclass(frozen=True)
@@ -142,7 +134,7 @@ class TaskLoss(nn.Module):
             return loss.masked_fill((labels == IGNORED).all(), 0.0)
         if self.loss is not None:
             return self.loss(outputs, labels)
-        labels = _as_outputs(labels, outputs)
+        labels = as_outputs(labels, outputs)
         if self.kind == "multilabel":
             return F.binary_cross_entropy_with_logits(
                 outputs, labels, pos_weight=self.class_weights
@@ -216,51 +208,12 @@ def check_classes(labels: Tensor, num_classes: int) -> None:
             )
 
 
-def task_metrics(task: Task) -> nn.ModuleDict:
-    """What is measured of a task, by name."""
-    size = task.num_outputs
-    found: dict[str, Metric]
-    if task.kind == "classification":
-        found = {
-            "accuracy": MulticlassAccuracy(size, average="micro", ignore_index=IGNORED),
-            "f1": MulticlassF1Score(size, average="macro", ignore_index=IGNORED),
-        }
-    elif task.kind == "multilabel":
-        found = {
-            "accuracy": MultilabelAccuracy(size, average="micro"),
-            "f1": MultilabelF1Score(size, average="macro"),
-        }
-    else:
-        found = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)}
-    return nn.ModuleDict(dict(found))
+def as_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Labels as numbers of the shape and dtype of the outputs.
 
-
-def measured(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and labels as those metrics take them."""
-    outputs = outputs.detach()
-    if task.kind == "classification":
-        return outputs, labels
-    if task.kind == "multilabel":
-        return outputs.sigmoid(), labels.long()
-    return outputs, _as_outputs(labels, outputs)
-
-
-def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | int]:
-    """The first metric, of a batch alone: what a step of a training can afford.
-
-    And the number of rows that have a label.
+    Raises:
+        ValueError: They are not as many.
     """
-    outputs = outputs.detach()
-    if task.kind == "classification":
-        count = (labels != IGNORED).sum()
-        right = outputs.argmax(dim=1) == labels  # which IGNORED is never
-        return right.sum() / count.clamp(min=1), count
-    if task.kind == "multilabel":
-        return ((outputs > 0) == (labels > 0)).float().mean(), len(outputs)
-    return (outputs - _as_outputs(labels, outputs)).abs().mean(), len(outputs)
-
-
-def _as_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
     if labels.numel() != outputs.numel() or len(labels) != len(outputs):
         raise ValueError(
             f"labels must be of the shape of the outputs, {list(outputs.shape)}; got"

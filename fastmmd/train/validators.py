@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmmd.train.evaluation import Outputs
+from fastmmd.train.evaluation import IGNORED, Outputs
 
 __all__ = [
     "VALIDATORS",
@@ -48,7 +48,7 @@ def source_risk(source: Outputs, target: Outputs | None = None) -> float:
         >>> source_risk(sure)
         0.0
     """
-    return float(source.losses().mean())
+    return float(source.labelled().losses().mean())
 
 
 def target_entropy(source: Outputs | None, target: Outputs) -> float:
@@ -193,8 +193,9 @@ def importance_weighted_risk(
         weights = density_ratio(source.features, target.features)
     elif weights.shape != (len(source),):
         raise ValueError(f"weights must be of shape [{len(source)}]; got {tuple(weights.shape)}")
-    weights = weights.double()
-    weighted = weights * source.losses()
+    known = source.known_labels() != IGNORED
+    weights = weights.double()[known]
+    weighted = weights * source.labelled().losses()
     risk = weighted.mean()
     if control_variate:
         centred = weights - weights.mean()

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastmmd.train.evaluation import Outputs
+from fastmmd.train.evaluation import IGNORED, Outputs
 from fastmmd.train.validators import (
     VALIDATORS,
     Validator,
@@ -151,6 +151,12 @@ def judge(
             raise ValueError(f"aligned and twin must be measured on the same {domain} samples")
         if len(a) < 2 * _GROUPS:
             raise ValueError(f"{domain} must have at least {2 * _GROUPS} samples; got {len(a)}")
+    source = aligned[0].labelled(), twin[0].labelled()
+    if len(source[0]) < 2 * _GROUPS:
+        raise ValueError(
+            f"source must have at least {2 * _GROUPS} samples with labels; got {len(source[0])}"
+        )
+    aligned, twin = (source[0], aligned[1]), (source[1], twin[1])
     if max_samples < 2 * _GROUPS:
         raise ValueError(f"max_samples must be at least {2 * _GROUPS}; got {max_samples!r}")
     if not all(outputs.is_finite() for outputs in twin):
@@ -167,10 +173,10 @@ def judge(
     elif disagreement <= _ALIKE:
         word = "did not help"
     true_gain = true_error = None
-    if aligned[1].labels is not None:
-        difference = torch.stack(
-            [(m[1].predictions == m[1].known_labels()).double() for m in (aligned, twin)]
-        )
+    labels = aligned[1].labels
+    if labels is not None and bool((labels != IGNORED).any()):
+        measured = [m[1].labelled() for m in (aligned, twin)]
+        difference = torch.stack([(m.predictions == m.known_labels()).double() for m in measured])
         difference = difference[0] - difference[1]
         true_gain = float(difference.mean())
         true_error = float(difference.std() / math.sqrt(len(difference)))

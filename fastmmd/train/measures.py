@@ -1,0 +1,138 @@
+"""What is measured of the tasks of a training: by the batch, and over a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelF1Score,
+)
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
+
+from fastmmd.train.evaluation import IGNORED
+from fastmmd.train.means import EpochMeans, means_of_all
+from fastmmd.train.tasks import ONLY, Task, as_outputs
+
+__all__ = ["LOADERS", "TaskMeasures", "measured_briefly", "prefix_of"]
+
+# Prefixes of what is logged of the first loader and of the second.
+LOADERS = ("", "target_")
+
+
+class TaskMeasures(nn.Module):
+    """Losses and metrics of tasks on the loaders of a validation or a test.
+
+    Args:
+        tasks: By name.
+        losses: Their losses, by name.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], losses: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.tasks = dict(tasks)
+        self.losses = dict(losses)  # modules of the one who asks
+        self.metrics = nn.ModuleDict(
+            {
+                stage + loader + prefix_of(name): _task_metrics(task)
+                for stage in ("val_", "test_")
+                for loader in LOADERS
+                for name, task in self.tasks.items()
+            }
+        )
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins the losses of all loaders."""
+        keys = [(loader, name) for loader in LOADERS for name in self.tasks]
+        self._means = {key: EpochMeans(["".join(key)]) for key in keys}
+
+    def add(
+        self, stage: str, loader: str, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """Takes in a batch of those tasks of which there are labels.
+
+        Returns:
+            Its metrics, by the names that they are logged under.
+        """
+        found: dict[str, Any] = {}
+        for name, of_task in labels.items():
+            loss = self.losses[name]
+            value = loss(outputs[name], of_task).detach()
+            self._means[loader, name].add({loader + name: value}, loss.share(of_task))  # type: ignore[operator]
+            values = _measured(self.tasks[name], outputs[name], of_task)
+            prefix = f"{stage}_{loader}{prefix_of(name)}"
+            for metric, module in self.metrics[prefix].items():  # type: ignore[operator]
+                module(*values)
+                found[prefix + metric] = module
+        return found
+
+    def loss(self, strategy: Strategy) -> dict[str, Tensor]:
+        """By loader, the weighted sum of the means of the tasks over the rows of all processes."""
+        means = means_of_all([*self._means.values()], strategy)
+        found = {}
+        for loader in LOADERS:
+            terms = [
+                task.weight * means[loader + name]
+                for name, task in self.tasks.items()
+                if loader + name in means
+            ]
+            if terms:
+                found[loader] = torch.stack(terms).sum()
+        return found
+
+
+def prefix_of(task: str) -> str:
+    """What stands before the names of what is logged of a task: nothing for a single one."""
+    return "" if task == ONLY else f"{task}_"
+
+
+def _task_metrics(task: Task) -> nn.ModuleDict:
+    """What is measured of a task, by name."""
+    size = task.num_outputs
+    found: dict[str, Metric]
+    if task.kind == "classification":
+        found = {
+            "accuracy": MulticlassAccuracy(size, average="micro", ignore_index=IGNORED),
+            "f1": MulticlassF1Score(size, average="macro", ignore_index=IGNORED),
+        }
+    elif task.kind == "multilabel":
+        found = {
+            "accuracy": MultilabelAccuracy(size, average="micro"),
+            "f1": MultilabelF1Score(size, average="macro"),
+        }
+    else:
+        found = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)}
+    return nn.ModuleDict(dict(found))
+
+
+def _measured(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and labels as those metrics take them."""
+    outputs = outputs.detach()
+    if task.kind == "classification":
+        return outputs, labels
+    if task.kind == "multilabel":
+        return outputs.sigmoid(), labels.long()
+    return outputs, as_outputs(labels, outputs)
+
+
+def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | int]:
+    """The first metric, of a batch alone: what a step of a training can afford.
+
+    And the number of rows that have a label.
+    """
+    outputs = outputs.detach()
+    if task.kind == "classification":
+        count = (labels != IGNORED).sum()
+        right = outputs.argmax(dim=1) == labels  # which IGNORED is never
+        return right.sum() / count.clamp(min=1), count
+    if task.kind == "multilabel":
+        return ((outputs > 0) == (labels > 0)).float().mean(), len(outputs)
+    return (outputs - as_outputs(labels, outputs)).abs().mean(), len(outputs)
