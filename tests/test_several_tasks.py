@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from finetuning import CLASSES, ByTask, network, several, trainer, tuner
-from tolerance import threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -36,14 +34,7 @@ from fastmmd.train import (
 from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
 from fastmmd.train.predictions import write_predictions
 
-# What Lightning says of workers, log intervals and its own dependencies is not ours to mend.
-pytestmark = pytest.mark.filterwarnings(r"ignore:::lightning\..*", r"ignore:::torch\.jit.*")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threads(1):
-        yield
+pytestmark = pytest.mark.training
 
 
 def tasks() -> dict[str, Task]:

@@ -167,3 +167,8 @@ def test_resumed_training_is_that_without_a_stop(workers: int, tmp_path: Path) -
     resumed = fit(1, tmp_path / "epoch=0.ckpt")
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_a_seed_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="seed must not be negative; got -1"):
+        EpochSeed(-1)

@@ -431,6 +431,8 @@ def test_order_of_the_source_does_not_depend_on_the_target() -> None:
     [
         ({"batch_size": 97}, "between 1 and the 96 samples of source; got 97"),
         ({"batch_size": 0}, "got 0"),
+        ({"num_workers": -1}, "num_workers must not be negative; got -1"),
+        ({"seed": -2}, "seed must not be negative; got -2"),
         ({"source_val": None}, "target_val is given but source_val is not"),
     ],
 )

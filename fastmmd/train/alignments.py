@@ -212,7 +212,31 @@ class JointAlignment(Alignment):
         return [*side.layers.values(), side.logits.softmax(1)]
 
 
-class LocalAlignment(Alignment):
+class _ByClass(Alignment):
+    """A discrepancy of features by source labels and what the classifier says of the target."""
+
+    def __init__(self, kernel: Kernel | None = None) -> None:
+        super().__init__()
+        self.kernel = as_kernel(kernel)
+
+    def forward(self, source: Activations, target: Activations) -> Tensor:
+        """The discrepancy, a scalar.
+
+        Raises:
+            ValueError: The source has no labels.
+        """
+        if source.labels is None:
+            raise ValueError(f"{type(self).__name__} needs the labels of the source, got None")
+        points = source.features, target.features
+        return self._mmd2(*points, source.labels, target.logits, source.logits.shape[1])
+
+    def _mmd2(
+        self, x: Tensor, y: Tensor, labels: Tensor, target_logits: Tensor, num_classes: int
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class LocalAlignment(_ByClass):
     """MMD of the features within each class, by source labels and target probabilities.
 
     Deep Subdomain Adaptation Networks (DSAN; Zhu et al., IEEE TNNLS 2020), see
@@ -225,32 +249,21 @@ class LocalAlignment(Alignment):
 
     Raises:
         TypeError: A kernel that is none.
-        ValueError: An unknown presence.
+        ValueError: An unknown presence. In use: the source has no labels.
     """
 
     def __init__(self, kernel: Kernel | None = None, presence: str = "argmax") -> None:
-        super().__init__()
-        self.kernel = as_kernel(kernel)
+        super().__init__(kernel)
         self.presence = check_presence(presence)
 
-    def forward(self, source: Activations, target: Activations) -> Tensor:
-        """The discrepancy, a scalar.
-
-        Raises:
-            ValueError: The source has no labels.
-        """
-        return local_mmd2(
-            source.features,
-            target.features,
-            required_labels(source, "LocalAlignment"),
-            target.logits.softmax(1),
-            source.logits.shape[1],
-            self.kernel,
-            presence=self.presence,
-        )
+    def _mmd2(
+        self, x: Tensor, y: Tensor, labels: Tensor, target_logits: Tensor, num_classes: int
+    ) -> Tensor:
+        shares = target_logits.softmax(1)
+        return local_mmd2(x, y, labels, shares, num_classes, self.kernel, presence=self.presence)
 
 
-class ClassConditionalAlignment(Alignment):
+class ClassConditionalAlignment(_ByClass):
     """MMD of the features within classes less that between classes, by pseudo-labels.
 
     Target points are taken to be of the class with the largest logit. The discrepancy is that of
@@ -262,33 +275,14 @@ class ClassConditionalAlignment(Alignment):
 
     Raises:
         TypeError: A kernel that is none.
+        ValueError: In use: the source has no labels.
     """
 
-    def __init__(self, kernel: Kernel | None = None) -> None:
-        super().__init__()
-        self.kernel = as_kernel(kernel)
-
-    def forward(self, source: Activations, target: Activations) -> Tensor:
-        """The discrepancy, a scalar.
-
-        Raises:
-            ValueError: The source has no labels.
-        """
-        return class_conditional_mmd2(
-            source.features,
-            target.features,
-            required_labels(source, "ClassConditionalAlignment"),
-            target.logits.argmax(1),
-            source.logits.shape[1],
-            self.kernel,
-        )
-
-
-def required_labels(source: Activations, name: str) -> Tensor:
-    """The labels of the source, without which some alignments cannot be."""
-    if source.labels is None:
-        raise ValueError(f"{name} needs the labels of the source, got None")
-    return source.labels
+    def _mmd2(
+        self, x: Tensor, y: Tensor, labels: Tensor, target_logits: Tensor, num_classes: int
+    ) -> Tensor:
+        classes = target_logits.argmax(1)
+        return class_conditional_mmd2(x, y, labels, classes, num_classes, self.kernel)
 
 
 def _overrides(alignment: Alignment, base: type[Alignment], *names: str) -> bool:

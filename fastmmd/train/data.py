@@ -11,9 +11,16 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from fastmmd.train.shuffling import EpochShuffle, common_seed, first_epoch, new_seed, of_process
+from fastmmd.train.shuffling import (
+    EpochOrder,
+    EpochShuffle,
+    common_seed,
+    first_epoch,
+    new_seed,
+    of_process,
+)
 
-__all__ = ["DomainPair", "known_labels"]
+__all__ = ["DomainPair", "check_not_negative", "known_labels", "training_loader"]
 
 
 def known_labels(dataset: Any) -> Tensor | None:
@@ -40,6 +47,41 @@ def known_labels(dataset: Any) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return labels if labels.ndim == 1 and not labels.is_floating_point() else None
+
+
+def training_loader(
+    dataset: Dataset[Any],
+    order: EpochOrder,
+    batch_size: int,
+    trainer: L.Trainer | None,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[Any]:
+    """The samples of this process in that order, without an incomplete last batch.
+
+    Of fewer samples than a batch holds it is one batch.
+    """
+    sampler = of_process(order, trainer)
+    return DataLoader(
+        dataset,
+        batch_size=min(batch_size, len(sampler)),
+        sampler=sampler,
+        drop_last=True,
+        num_workers=num_workers,
+        generator=sampler.generator,
+        collate_fn=collate_fn,
+    )
+
+
+def check_not_negative(**numbers: int) -> None:
+    """Checks arguments that count something, or are a seed.
+
+    Raises:
+        ValueError: One is negative.
+    """
+    for name, value in numbers.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative; got {value!r}")
 
 
 class DomainPair(L.LightningDataModule):
@@ -70,8 +112,8 @@ class DomainPair(L.LightningDataModule):
 
     Raises:
         ValueError: A domain is empty, ``batch_size`` is less than 1 or larger than one of the
-            training sets, there is a ``target_val`` without ``source_val``, or the classes of
-            domains differ.
+            training sets, ``num_workers`` or ``seed`` is negative, there is a ``target_val``
+            without ``source_val``, or the classes of domains differ.
     """
 
     def __init__(
@@ -89,6 +131,7 @@ class DomainPair(L.LightningDataModule):
         same_labels: bool = True,
     ) -> None:
         super().__init__()
+        check_not_negative(num_workers=num_workers, seed=seed or 0)
         self.several = isinstance(source, list | tuple)
         self.sources: list[Dataset[Any]] = list(source) if self.several else [source]  # type: ignore
         if not self.sources:
@@ -171,15 +214,8 @@ class DomainPair(L.LightningDataModule):
             stream,
             epoch=first_epoch(self.trainer),
         )
-        sampler = of_process(order, self.trainer)
-        return DataLoader(
-            dataset,
-            batch_size=min(self.batch_size, len(sampler)),
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.num_workers,
-            generator=sampler.generator,
-            collate_fn=self.collate_fn,
+        return training_loader(
+            dataset, order, self.batch_size, self.trainer, self.num_workers, self.collate_fn
         )
 
     def state_dict(self) -> dict[str, Any]:

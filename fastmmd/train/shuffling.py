@@ -155,9 +155,14 @@ class EpochSeed(L.Callback):
     Args:
         seed: A whole number that is not negative. Default: drawn at the first epoch, and kept in
             the checkpoint.
+
+    Raises:
+        ValueError: The seed is negative.
     """
 
     def __init__(self, seed: int | None = None) -> None:
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed must not be negative; got {seed!r}")
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,8 +17,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from fastmmd.compare.reading import InputError, some
 from fastmmd.train.balance import BalancedOrder, labels_of
-from fastmmd.train.data import DomainPair
-from fastmmd.train.shuffling import EpochOrder, EpochShuffle, first_epoch, of_process, seed_of
+from fastmmd.train.data import DomainPair, check_not_negative, training_loader
+from fastmmd.train.shuffling import EpochOrder, EpochShuffle, first_epoch, seed_of
 
 __all__ = ["Domain", "DomainData", "Samples", "class_numbers"]
 
@@ -127,13 +127,9 @@ class DomainData(L.LightningDataModule):
             raise ValueError(f"batch_size must be at least 1; got {batch_size!r}")
         if not 0.0 <= val_share < 1.0:
             raise ValueError(f"val_share must lie in [0, 1); got {val_share!r}")
-        for name, value in (
-            ("target_labels_per_class", target_labels_per_class),
-            ("seed", seed),
-            ("num_workers", num_workers),
-        ):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative; got {value!r}")
+        check_not_negative(
+            target_labels_per_class=target_labels_per_class, seed=seed, num_workers=num_workers
+        )
         self.batch_size = batch_size
         self.val_share = val_share
         self.target_labels_per_class = target_labels_per_class
@@ -288,15 +284,7 @@ class DomainData(L.LightningDataModule):
             order = BalancedOrder(labels_of(dataset), None, seed_of(self.seed, stream), epoch)
         else:
             order = EpochShuffle(dataset, self.seed, stream, epoch=epoch)  # type: ignore[arg-type]
-        sampler = of_process(order, self.trainer)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=len(sampler) >= self.batch_size,
-            num_workers=self.num_workers,
-            generator=sampler.generator,
-        )
+        return training_loader(dataset, order, self.batch_size, self.trainer, self.num_workers)
 
     def _loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
