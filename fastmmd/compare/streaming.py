@@ -11,23 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmd.compare.reading import (
+from fastmmd.compare.arrays import array_names, as_points, loaded
+from fastmmd.compare.parquet import parquet_file, parquet_layout, parquet_values
+from fastmmd.compare.table import (
     InputError,
-    array_names,
-    as_points,
-    as_text,
     check_finite,
     check_size,
-    csv_layout,
-    csv_parts,
-    loaded,
-    parquet_file,
-    parquet_layout,
-    parquet_values,
     picked_columns,
     readable,
     some,
 )
+from fastmmd.compare.text import as_text, csv_layout, csv_parts
 
 __all__ = ["Parts", "open_parts"]
 

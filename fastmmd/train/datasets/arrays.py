@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmd._extras import require_extra
-from fastmmd.compare.reading import InputError, as_points, loaded, readable, some
+from fastmmd.compare.arrays import as_points, loaded
+from fastmmd.compare.reading import InputError, readable, some
 
 __all__ = ["ARRAY_SUFFIXES", "feature_array", "name_array", "read_arrays"]
 

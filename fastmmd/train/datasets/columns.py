@@ -7,16 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmmd.compare.reading import (
-    InputError,
-    as_text,
-    count_columns,
-    csv_layout,
-    parquet_file,
-    readable,
-    some,
-    text_rows,
-)
+from fastmmd.compare.parquet import parquet_file
+from fastmmd.compare.reading import InputError, count_columns, readable, some
+from fastmmd.compare.text import as_text, csv_layout, text_rows
 
 __all__ = ["COLUMN_SUFFIXES", "class_names", "column_names", "read_columns"]
 
