@@ -265,6 +265,25 @@ def test_a_guard_without_data_to_judge_by() -> None:
     assert rarely.verdict is not None
 
 
+def test_what_would_stop_the_judge_is_found_out_before_the_training() -> None:
+    points, labels = blobs(60, 0.0, 2)
+    enough = DataLoader(TensorDataset(points, labels), 30)
+    few = DataLoader(TensorDataset(points[:19], labels[:19]), 30)
+    for loaders, message in (
+        ({"source": DataLoader(points, 30), "target": enough}, "with labels; it gives none"),  # type: ignore[arg-type]
+        ({"source": few, "target": enough}, "source must have at least 20 samples .*; got 19"),
+        ({"source": enough, "target": few}, "target must have at least 20 samples .*; got 19"),
+    ):
+        module = aligner()
+        with pytest.raises(ValueError, match=message):
+            fit(module, pair(), TransferGuard(**loaders))
+        assert same_weights(module, aligner())
+    with pytest.raises(ValueError, match="max_samples must be at least 20; got 5"):
+        TransferGuard(max_samples=5)
+    with pytest.raises(ValueError, match="max_samples must be at least 2; got 1"):
+        LayerHistory(max_samples=1)
+
+
 def test_loaders_that_lightning_has_not_yet_asked_for() -> None:
     data, guard, history = pair(), TransferGuard(), LayerHistory()
     validation = [DataLoader(TensorDataset(*blobs(60, s, 2)), 30) for s in (0.0, 1.5)]

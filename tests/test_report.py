@@ -245,6 +245,7 @@ def test_report_from_the_command_line(repository: Path, tmp_path: Path) -> None:
     [
         ({"form": "pdf"}, "form must be one of html, md; got 'pdf'"),
         ({"embedding": "lda"}, "embedding must be one of pca, tsne, umap; got 'lda'"),
+        ({"top": 0}, "top must be at least 1; got 0"),
         ({"classes": ["a", "b"]}, "classes must be the names of 3 classes; got 2"),
         ({"layers": ["tail"]}, "layers must be names of modules, .*; got 'tail'"),
     ],

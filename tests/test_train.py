@@ -395,6 +395,25 @@ def test_validation_says_what_it_takes() -> None:
         trainer().validate(aligner, DataLoader(TensorDataset(blobs(8, 0.0, 0)[0])))
 
 
+def test_labels_that_are_no_classes() -> None:
+    """Of the source each has to be one, in training and in validation; of the target not (-100)."""
+    aligner, (x, y) = Aligner(**parts()), blobs(12, 0.0, 0)
+    for label in (CLASSES, -100, -1):
+        wrong = DataLoader(TensorDataset(x, torch.full_like(y, label)), 6)
+        with pytest.raises(ValueError, match=f"classes .* got .*{label}|must lie .* got {label}"):
+            trainer().validate(aligner, wrong, verbose=False)
+        with pytest.raises(ValueError, match=f"classes from 0 to {CLASSES - 1}, got .*{label}"):
+            trainer(max_epochs=1).fit(aligner, CombinedLoader({"source": wrong, "target": wrong}))
+    unknown = y.clone()
+    unknown[4:] = -100
+    loaders = [DataLoader(TensorDataset(x, labels), 6) for labels in (y, unknown)]
+    source, target = trainer().validate(aligner, loaders, verbose=False)
+    logits = aligner.eval()(x).detach()
+    assert source["val_source_loss"] == pytest.approx(float(F.cross_entropy(logits, y)), rel=1e-5)
+    right = (logits.argmax(1) == y)[:4].float().mean()
+    assert target["val_target_accuracy"] == pytest.approx(float(right))
+
+
 # Data
 
 

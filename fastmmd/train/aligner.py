@@ -23,12 +23,14 @@ from fastmmd.train.batches import (
     row_count,
 )
 from fastmmd.train.distributed import global_discrepancy, global_mean
+from fastmmd.train.evaluation import IGNORED
 from fastmmd.train.gradients import scale_gradients
 from fastmmd.train.layers import check_layers, kept_outputs, rows_of
 from fastmmd.train.means import EpochMeans, means_of_all
 from fastmmd.train.module import TransferModule
 from fastmmd.train.optimizers import total_steps
 from fastmmd.train.schedule import Schedule, alignment_weight
+from fastmmd.train.tasks import check_classes
 
 __all__ = ["Aligner", "TargetForward"]
 
@@ -36,6 +38,7 @@ TargetForward = Literal["joint", "separate", "none"]
 
 # The order of the validation and test loaders.
 DOMAINS = ("source", "target")
+NEVER = torch.iinfo(torch.int64).min  # a label that no sample has
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -62,7 +65,8 @@ class Aligner(TransferModule):
     Of several sources, ``"source"`` is a list of pairs: cross-entropy and discrepancy to the target
     are weighted means over the sources. An entry ``"target_labelled": (inputs, labels)`` adds its
     cross-entropy. Validation and test take one loader of ``(inputs, labels)`` for the source and,
-    if there are labels to measure with, a second one for the target.
+    if there are labels to measure with, a second one for the target, in which a label of -100 says
+    that it is not known.
 
     Logged: ``train_loss``, by steps, and over each epoch ``train_task_loss``,
     ``train_alignment_loss``, ``train_alignment_weight``, ``train_source_accuracy``, with labelled
@@ -188,7 +192,10 @@ class Aligner(TransferModule):
         self.scheduler = scheduler
         names = [f"{stage}_{d}" for stage in ("val", "test") for d in DOMAINS]
         self.accuracies = nn.ModuleDict(
-            {name: MulticlassAccuracy(num_classes, average="micro") for name in names}
+            {
+                name: MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
+                for name in names
+            }
         )
         self._total_steps: int | None = None
         self.means = EpochMeans()
@@ -366,16 +373,9 @@ class Aligner(TransferModule):
 
     def _cross_entropy(self, of: Activations) -> Tensor:
         assert of.labels is not None
-        try:
-            losses = F.cross_entropy(
-                of.logits, of.labels, reduction="none" if self.global_batch else "mean"
-            )
-        except IndexError as error:  # on a GPU it is an assertion of the device
-            raise ValueError(
-                f"labels must be classes from 0 to {of.logits.shape[1] - 1}, got values from"
-                f" {int(of.labels.min())} to {int(of.labels.max())}"
-            ) from error
-        return global_mean(losses) if self.global_batch else losses
+        if self.global_batch:
+            return global_mean(_cross_entropy(of.logits, of.labels, "none"))
+        return _cross_entropy(of.logits, of.labels)
 
     def _weights_of(self, sources: Sequence[Activations]) -> list[float]:
         weights = self.source_weights or [1 / len(sources)] * len(sources)
@@ -397,11 +397,13 @@ class Aligner(TransferModule):
         domain = DOMAINS[dataloader_idx]
         inputs, labels = batch[0], batch[1]
         logits = self(inputs)
+        check_classes(labels, self.num_classes)
+        logged: dict[str, Any] = {}
+        if domain == "source":
+            logged[f"{stage}_source_loss"] = _cross_entropy(logits, labels)
         accuracy = self.accuracies[f"{stage}_{domain}"]
         accuracy(logits, labels)
-        logged: dict[str, Any] = {f"{stage}_{domain}_accuracy": accuracy}
-        if domain == "source":
-            logged[f"{stage}_source_loss"] = F.cross_entropy(logits, labels)
+        logged[f"{stage}_{domain}_accuracy"] = accuracy
         self.log_dict(
             logged,
             on_epoch=True,
@@ -410,6 +412,17 @@ class Aligner(TransferModule):
             add_dataloader_idx=False,
             batch_size=len(labels),
         )
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    try:
+        # No label is left out: of a source each has to be a class.
+        return F.cross_entropy(logits, labels, reduction=reduction, ignore_index=NEVER)
+    except IndexError as error:  # on a GPU it is an assertion of the device
+        raise ValueError(
+            f"labels must be classes from 0 to {logits.shape[1] - 1}, got values from"
+            f" {int(labels.min())} to {int(labels.max())}"
+        ) from error
 
 
 def _own_discrepancy(alignment: Any, source: Activations, target: Activations) -> Tensor:

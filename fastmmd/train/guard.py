@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastmmd.train.checkpoints import check_architecture
 from fastmmd.train.evaluation import collect
 from fastmmd.train.history import domain_loaders, first_outputs, state_key
 from fastmmd.train.twin import TwinTraining, check_trainable, copy_of
-from fastmmd.train.verdict import Verdict, judge
+from fastmmd.train.verdict import LEAST_SAMPLES, Verdict, check_max_samples, judge
 
 __all__ = ["TransferGuard"]
 
@@ -55,10 +55,12 @@ class TransferGuard(L.Callback):
     Raises:
         InputError: When the training starts: the checkpoint is not there, damaged or of another
             architecture.
-        ValueError: When the training starts: manual optimisation, several optimisers, a schedule
-            that follows a metric, or processes that do not each hold the whole model, and a twin
-            to be trained; no loader for the source or for the target, or several processes and not
-            both are given; or as :func:`~fastmmd.train.collect` of their first batches.
+        ValueError: ``max_samples`` is less than 20. When the training starts: no loader for the
+            source or for the target, or several processes and not both are given; a source without
+            labels, or fewer than 20 samples in a loader; or as :func:`~fastmmd.train.collect` of
+            their first batches. With a twin to be trained also manual optimisation, several
+            optimisers, a schedule that follows a metric, or processes that do not each hold the
+            whole model.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[TransferGuard()])  # doctest: +SKIP
@@ -73,6 +75,7 @@ class TransferGuard(L.Callback):
         max_samples: int = 2000,
         task: str | None = None,
     ) -> None:
+        check_max_samples(max_samples)
         self.twin = twin if isinstance(twin, L.LightningModule) else None
         self.checkpoint = twin if isinstance(twin, str | Path) else None
         self.trains = twin is None
@@ -113,7 +116,17 @@ class TransferGuard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before the training that there is nothing to compare on after it."""
-        first_outputs(trainer, pl_module, self.source, self.target, task=self.task)
+        given = self.source, self.target
+        first = first_outputs(trainer, pl_module, *given, task=self.task)
+        if first[0].labels is None:
+            raise ValueError("source must be a loader of samples with labels; it gives none")
+        for name, loader in zip(("source", "target"), domain_loaders(trainer, *given), strict=True):
+            samples = getattr(loader, "dataset", None)
+            if isinstance(samples, Sized) and len(samples) < LEAST_SAMPLES:
+                raise ValueError(
+                    f"{name} must have at least {LEAST_SAMPLES} samples to judge by; got"
+                    f" {len(samples)}"
+                )
         if self._training is not None:
             self._training.steps_done = trainer.global_step  # restored only after on_fit_start
 

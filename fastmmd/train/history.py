@@ -137,8 +137,9 @@ class LayerHistory(L.Callback):
         accuracy: By domain, shares in [0, 1]; the target's only if it has labels.
 
     Raises:
-        ValueError: When the training starts: no loader for the source or for the target, or
-            several processes and not both are given.
+        ValueError: ``max_samples`` is less than 2. When the training starts: no loader for the
+            source or for the target, or several processes and not both are given; or as
+            :func:`collect`.
     """
 
     def __init__(
@@ -151,6 +152,8 @@ class LayerHistory(L.Callback):
         max_samples: int = 1000,
         task: str | None = None,
     ) -> None:
+        if max_samples < 2:
+            raise ValueError(f"max_samples must be at least 2; got {max_samples!r}")
         self.layers = tuple(layers)
         self.source = source
         self.target = target

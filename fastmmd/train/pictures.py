@@ -23,6 +23,7 @@ from fastmmd.train.page import Embedding
 __all__ = ["confusion", "embedded", "features", "gap", "samples", "training"]
 
 _MOST_POINTS = 1000  # of each domain: more hide each other
+# Legends have a fixed place: to look for the best one takes long, of which Matplotlib warns.
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -43,13 +44,16 @@ def training(
             right.plot(shares, color=colour, marker=".", ms=4, label=name)
     right.set_ylabel("accuracy in %")
     right.set_ylim(0, 103)
-    for panel, title in ((left, "Distance of the domains by layer"), (right, "Accuracy")):
+    for panel, title, place in (
+        (left, "Distance of the domains by layer", "upper right"),
+        (right, "Accuracy", "lower right"),
+    ):
         panel.set_title(title, loc="left", fontsize=11)
         panel.set_xlabel("epochs")
         panel.xaxis.get_major_locator().set_params(integer=True)
         tidy(panel, "y")
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False, fontsize=8.5)
+            panel.legend(frameon=False, fontsize=8.5, loc=place)
     save(figure, path)
 
 
@@ -114,7 +118,8 @@ def features(
             panel.set_xticks([])
             panel.set_yticks([])
             panel.spines[["top", "right"]].set_visible(False)
-        by_domain.legend(handles=_domain_marks(BLUE, ORANGE), frameon=False, fontsize=8.5)
+        marks = _domain_marks(BLUE, ORANGE)
+        by_domain.legend(handles=marks, frameon=False, fontsize=8.5, loc="upper right")
         marks = _domain_marks(DARK, DARK)
         if len(classes) <= 20:
             marks += [
@@ -176,7 +181,7 @@ def gap(
     values.set_ylabel("% of the samples")
     values.set_title("Witness at the samples", loc="left", fontsize=11)
     tidy(values)
-    values.legend(frameon=False, fontsize=8.5)
+    values.legend(frameon=False, fontsize=8.5, loc="upper right")
     save(figure, path)
 
 

@@ -79,12 +79,15 @@ def report(
         The page.
 
     Raises:
-        ValueError: ``form`` or ``embedding`` is unknown, the number of ``classes`` is not that of
-            the logits, features or logits are infinite or NaN, or as :func:`collect`.
+        ValueError: ``form`` or ``embedding`` is unknown, ``top`` is less than 1, the number of
+            ``classes`` is not that of the logits, features or logits are infinite or NaN, or as
+            :func:`collect`.
         OutputError: The folder cannot be written to; found out before any work.
         MissingExtraError: Matplotlib, scikit-learn or umap-learn is not there.
     """
     _check_options(embedding, form)
+    if top < 1:
+        raise ValueError(f"top must be at least 1; got {top!r}")
     folder = OutputFolder(output)
     domains = {
         name: collect(module, loader, layers=layers, task=task)

@@ -17,7 +17,15 @@ from fastmmd.train.validators import (
     importance_weighted_risk,
 )
 
-__all__ = ["Evidence", "Says", "Verdict", "Word", "judge"]
+__all__ = [
+    "LEAST_SAMPLES",
+    "Evidence",
+    "Says",
+    "Verdict",
+    "Word",
+    "check_max_samples",
+    "judge",
+]
 
 Word = Literal["helped", "did not help", "harmed", "unclear"]
 Says = Literal["better", "worse", "same", "cannot tell"]
@@ -25,6 +33,7 @@ Says = Literal["better", "worse", "same", "cannot tell"]
 _ERRORS = 2.0  # a difference counts from so many of its standard errors
 _SHARE = 0.05  # ... and from this share of the largest possible entropy: less is of no use
 _GROUPS = 10  # of the jackknife
+LEAST_SAMPLES = 2 * _GROUPS
 _EFFECTIVE = 20.0  # samples that the importance weights must amount to
 _MEAN_WEIGHT = (0.5, 2.0)  # 1 where the domains overlap
 
@@ -149,16 +158,15 @@ def judge(
         same = len(a) == len(b) and (a.labels is None) == (b.labels is None)
         if not same or (a.labels is not None and not torch.equal(a.labels, b.labels)):  # type: ignore[arg-type]
             raise ValueError(f"aligned and twin must be measured on the same {domain} samples")
-        if len(a) < 2 * _GROUPS:
-            raise ValueError(f"{domain} must have at least {2 * _GROUPS} samples; got {len(a)}")
+        if len(a) < LEAST_SAMPLES:
+            raise ValueError(f"{domain} must have at least {LEAST_SAMPLES} samples; got {len(a)}")
     source = aligned[0].labelled(), twin[0].labelled()
-    if len(source[0]) < 2 * _GROUPS:
+    if len(source[0]) < LEAST_SAMPLES:
         raise ValueError(
-            f"source must have at least {2 * _GROUPS} samples with labels; got {len(source[0])}"
+            f"source must have at least {LEAST_SAMPLES} samples with labels; got {len(source[0])}"
         )
     aligned, twin = (source[0], aligned[1]), (source[1], twin[1])
-    if max_samples < 2 * _GROUPS:
-        raise ValueError(f"max_samples must be at least {2 * _GROUPS}; got {max_samples!r}")
+    check_max_samples(max_samples)
     if not all(outputs.is_finite() for outputs in twin):
         raise ValueError("the outputs of twin must be finite to compare with; some are not")
     diverged = not all(outputs.is_finite() for outputs in aligned)
@@ -181,6 +189,12 @@ def judge(
         true_gain = float(difference.mean())
         true_error = float(difference.std() / math.sqrt(len(difference)))
     return Verdict(word, evidence, disagreement, true_gain, true_error, diverged)
+
+
+def check_max_samples(max_samples: int) -> None:
+    """Raises ValueError for fewer samples than :func:`judge` needs."""
+    if max_samples < LEAST_SAMPLES:
+        raise ValueError(f"max_samples must be at least {LEAST_SAMPLES}; got {max_samples!r}")
 
 
 def _evidence(
