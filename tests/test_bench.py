@@ -177,6 +177,19 @@ def test_other_libraries_compute_the_same(op: str, monkeypatch: pytest.MonkeyPat
     assert set(lanes.calls) == {"fastmmd", "reference", *chosen}
 
 
+def test_library_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(simple: Any, x: Any, y: Any) -> Any:
+        raise OSError("no compiler")
+
+    peers = {"KeOps": tracked.PEERS["kernel_sum"]["KeOps"]._replace(modules=(), make=broken)}
+    monkeypatch.setattr(tracked, "PEERS", {"kernel_sum": peers})
+    options = ["--quick", "--peers", "--select", "kernel_sum", "-o", str(tmp_path / "run.json")]
+    assert main(["bench", "run", *options]) == 2
+    assert "KeOps fails: OSError('no compiler')" in capsys.readouterr().err
+
+
 def test_permutations_by_product() -> None:
     (row,) = tracked.select("two_sample_test", quick=True)
     lanes = dataclasses.replace(row, n=16).prepare(peers=True)

@@ -116,19 +116,23 @@ def run_run(options: argparse.Namespace) -> int:
     """``fastmmd bench run``."""
     require_extra("fastmmd bench", "bench", "pytest_benchmark")
     from fastmmd.bench import measure
+    from fastmmd.bench.rows import PeerError
 
     rows = _rows(options)
     _check_device(options.device)
     target = Path(options.output)
     _check_folder(target.parent)
-    content = measure.run(
-        rows,
-        options.device,
-        options.threads or measure.default_threads(),
-        _seconds(options),
-        options.peers,
-        _say,
-    )
+    try:
+        content = measure.run(
+            rows,
+            options.device,
+            options.threads or measure.default_threads(),
+            _seconds(options),
+            options.peers,
+            _say,
+        )
+    except (ArithmeticError, PeerError) as error:
+        raise BenchError(str(error)) from error
     _write(target, content)
     print(f"{len(rows)} rows: {target}")
     return 0

@@ -24,7 +24,7 @@ from . import plain
 from .clock import cache_of, rotated, sets_beyond
 from .peers import PEERS
 
-__all__ = ["FORWARD", "GRADIENTS", "Lanes", "MissingError", "Row", "rows", "select"]
+__all__ = ["FORWARD", "GRADIENTS", "Lanes", "MissingError", "PeerError", "Row", "rows", "select"]
 
 Function = Callable[..., Any]
 SUBJECT, REFERENCE = "fastmmd", "reference"
@@ -36,6 +36,10 @@ FEATURES, LINES = 1024, 32
 
 class MissingError(LookupError):
     """The build of fastmmd that is timed has no such operation, or not with these arguments."""
+
+
+class PeerError(RuntimeError):
+    """Another library is installed, and cannot compute the row."""
 
 
 def offered(name: str, *arguments: str) -> Any:
@@ -139,7 +143,8 @@ class Row:
 
         Raises:
             MissingError: This build of fastmmd has no such operation.
-            ArithmeticError: The two sides disagree.
+            ArithmeticError: The two sides disagree, or a peer with them.
+            PeerError: Another library is installed and fails.
         """
         size = 2 * self.n * self.d * self.dtype.itemsize
         count = sets_beyond(cache_of(device) if cache is None else cache, size)
@@ -162,8 +167,11 @@ class Row:
             if not peer.installed:
                 missing.append(name)
                 continue
-            lanes[name] = peer.make(simple, x, y)
-            (value, *_) = _call(lanes[name], x, y)  # compiles, too
+            try:
+                lanes[name] = peer.make(simple, x, y)
+                (value, *_) = _call(lanes[name], x, y)  # compiles, too
+            except Exception as error:
+                raise PeerError(f"{self.name}: {name} fails: {error!r}") from error
             if peer.same and not _relative(value, truth[0]) <= 0.02:
                 raise ArithmeticError(f"{self.name}: {name} computes something else")
         calls = {name: rotated(partial(_call, lane), sets) for name, lane in lanes.items()}
