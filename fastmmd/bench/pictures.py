@@ -37,15 +37,20 @@ def _speedup(record: Record, folder: Path) -> None:
     rows = rows or sorted(everything, key=lambda s: s.ratio)
     figure = new_figure(8, max(2.2, 1.2 + 0.24 * len(rows)))
     axes = figure.add_subplot()
-    axes.barh([_short(s) for s in rows], [s.ratio for s in rows], color="#3b6ea5", height=0.7)
+    # From 1 on: a bar to the left is slower.
+    lengths = [s.ratio - 1 for s in rows]
+    axes.barh([_short(s) for s in rows], lengths, left=1, color="#3b6ea5", height=0.7)
     for i, s in enumerate(rows):
-        axes.text(s.ratio * 1.04, i, f"{s.ratio:.1f}", va="center", fontsize=8)
+        slower = s.ratio < 1
+        at, side = (s.ratio / 1.04, "right") if slower else (s.ratio * 1.04, "left")
+        axes.text(at, i, f"{s.ratio:.1f}", va="center", ha=side, fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.15, y=0.01)
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlabel("times faster than plain PyTorch")
+    mode = rows[0].info.get("mode")
+    axes.set_xlabel("times faster than plain PyTorch" + (f", {mode}" if mode else ""))
     axes.spines[["top", "right"]].set_visible(False)
     _both(figure, folder, "speedup")
 
@@ -72,7 +77,8 @@ def _sizes(record: Record, folder: Path) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xlabel("points of each sample")
     axes.set_ylabel("times faster than plain PyTorch")
@@ -94,7 +100,7 @@ def _roofline(record: Record, folder: Path) -> None:
     if not rows or not record.limits:
         return
     flops, bandwidth = record.limits["flop_per_second"], record.limits["bytes_per_second"]
-    figure = new_figure(7, 4.5)
+    figure = new_figure(7, 5.2)
     axes = figure.add_subplot()
     intensity = [s.info["flop"] / s.info["bytes"] for s in rows]
     corner = flops / bandwidth
@@ -114,12 +120,20 @@ def _roofline(record: Record, folder: Path) -> None:
             linestyle="--",
             label="peak of fused multiply-adds in this run (float32)",
         )
-    for mode in dict.fromkeys(s.info["mode"] for s in rows):
-        of = [(x, s) for x, s in zip(intensity, rows, strict=True) if s.info["mode"] == mode]
+    markers = dict(zip(dict.fromkeys(s.info["dtype"] for s in rows), "os^Dv", strict=False))
+    colors = dict(zip(dict.fromkeys(s.info["mode"] for s in rows), ("C0", "C1"), strict=False))
+    for mode, dtype in dict.fromkeys((s.info["mode"], s.info["dtype"]) for s in rows):
+        of = [
+            (x, s.info["flop"] / statistics.median(s.subject) / 1e9)
+            for x, s in zip(intensity, rows, strict=True)
+            if (s.info["mode"], s.info["dtype"]) == (mode, dtype)
+        ]
         axes.scatter(
             [x for x, _ in of],
-            [s.info["flop"] / statistics.median(s.subject) / 1e9 for _, s in of],
-            label=mode,
+            [y for _, y in of],
+            label=f"{mode}, {dtype}",
+            marker=markers[dtype],
+            color=colors[mode],
             s=28,
         )
     axes.set_xscale("log")
@@ -129,7 +143,8 @@ def _roofline(record: Record, folder: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    # Above the axes: points lie anywhere below the roof.
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
     _both(figure, folder, "roofline")
 
 

@@ -170,8 +170,8 @@ class Row:
             try:
                 lanes[name] = peer.make(simple, x, y)
                 (value, *_) = _call(lanes[name], x, y)  # compiles, too
-            except Exception as error:
-                raise PeerError(f"{self.name}: {name} fails: {error!r}") from error
+            except Exception as failure:
+                raise PeerError(f"{self.name}: {name} fails: {failure!r}") from failure
             if peer.same and not _relative(value, truth[0]) <= 0.02:
                 raise ArithmeticError(f"{self.name}: {name} computes something else")
         calls = {name: rotated(partial(_call, lane), sets) for name, lane in lanes.items()}
