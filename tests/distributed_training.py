@@ -156,6 +156,19 @@ def balanced(folder: Path, epochs: int, resume: Path | None = None) -> dict[str,
     return {"parameters": tuner.state_dict(), "seen": seen.epochs}
 
 
+def absent(rank: int, num_classes: int) -> str:
+    """What is said of classes that no process has: each of two lacks one of three."""
+    labels = torch.tensor([rank, 2] * 4)
+    data = DataLoader(TensorDataset(torch.randn(8, 4), labels), 4)
+    parallel = {"use_distributed_sampler": False, **two_processes()}
+    trainer = L.Trainer(max_epochs=1, **parallel, **QUIET)
+    try:
+        trainer.fit(FineTuner(nn.Linear(4, 4), num_classes, in_features=4), data)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def guarded(alignment: str, global_batch: bool) -> dict[str, Any]:
     """A source-only training of two processes, a twin beside an aligned one, and its verdict."""
     source, held_out = (TensorDataset(*points(seed)) for seed in (0, 2))
@@ -221,6 +234,7 @@ def main() -> None:
     found["whole"] = balanced(folder, 3)
     balanced(folder, 1)
     found["resumed"] = balanced(folder, 3, folder / "balanced-1.ckpt")
+    found["absent"] = [absent(rank, count) for count in (3, 5)]
     found["guarded"] = {str(case): guarded(*case) for case in GUARDED}
     torch.save(found, folder / f"{rank}.pt")
 

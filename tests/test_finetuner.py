@@ -155,6 +155,13 @@ def test_schedules(scheduler: Any, warmup: float, factors: list[float]) -> None:
         assert at_step == pytest.approx([factor * rate for rate in rates])
 
 
+def test_what_a_checkpoint_keeps_makes_the_same_module() -> None:
+    module = tuner(scheduler="cosine", warmup=0.25, lr=0.2, all_classes=False)
+    again = tuner(**module.hparams)
+    assert again.hparams == module.hparams
+    assert (again.scheduler, again.warmup, again.all_classes) == ("cosine", 0.25, False)
+
+
 def test_l2_sp_takes_the_place_of_weight_decay() -> None:
     assert tuner().configure_optimizers().param_groups[0]["weight_decay"] == 0.01
     held = tuner(l2_sp=L2SP()).configure_optimizers()
@@ -192,6 +199,7 @@ def test_fine_tuning_beats_training_from_scratch(repository: Path) -> None:
         ({"layer_decay": 1.5}, r"layer_decay must lie in \(0, 1\]; got 1.5"),
         ({"weight_decay": -1.0}, r"weight_decay must lie in \[0, inf\); got -1.0"),
         ({"warmup": 2.0}, r"warmup must lie in \[0, 1\]; got 2.0"),
+        ({"warmup": 0.1}, "warmup is that of a named schedule .*; got 0.1 and scheduler=None"),
         ({"freeze": 4}, r"between 0 and the 3 stages of the backbone \(0, 1, 2\); got 4"),
         ({"freeze": ["layer1"]}, "no stage 'layer1'; there are 0, 1, 2"),
         ({"stages": ["0", "fc"]}, "stages: the backbone has no submodule 'fc'"),
@@ -241,6 +249,13 @@ def test_training_rejects_batches_that_do_not_fit() -> None:
         fit(tuner(), DataLoader(TensorDataset(x, y + 5), batch_size=16))
     with pytest.raises(ValueError, match=r"whole numbers \[n\]; got torch.float32"):
         fit(tuner(), DataLoader(TensorDataset(x, y.float()), batch_size=16))
+    for source, message in (
+        (None, "the loader of source ended before the others"),
+        ([None, (x, y)], "the loader of source 0 ended before the others"),
+        ([(x, y), [x]], "a batch of source 1 must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tuner().training_step({"source": source, "target": x}, 0)
     with pytest.raises(ValueError, match="got one of index 2"):
         trainer().validate(tuner(), [loader()] * 3, verbose=False)
     with pytest.raises(ValueError, match="needs a training with an end"):

@@ -10,15 +10,16 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from finetuning import CLASSES, ByTask, network, several, trainer, tuner
+from finetuning import CLASSES, ByTask, network, samples, several, trainer, tuner
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastmmd.compare.reading import InputError
 from fastmmd.train import (
     L2SP,
     Distillation,
     FineTuner,
+    GradualUnfreezing,
     LayerHistory,
     Outputs,
     Task,
@@ -185,6 +186,26 @@ def test_the_twin_of_a_fine_tuner_has_its_tasks_alone() -> None:
     assert guard.twin is not None
     assert not torch.equal(guarded.heads["kind"].weight, alone.heads["kind"].weight)  # type: ignore[arg-type]
     twin = guard.twin.state_dict()
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, twin[name]), name
+
+
+def test_the_twin_is_frozen_as_the_model_is() -> None:
+    """By a callback that unfreezes stage after stage, with batch normalisation in eval mode."""
+
+    def run(module: FineTuner, *callbacks: L.Callback) -> FineTuner:
+        data, unfreezing = DataLoader(TensorDataset(*samples(48)), 16), GradualUnfreezing(1)
+        trainer(max_epochs=2, callbacks=[unfreezing, *callbacks]).fit(module, data)
+        return module
+
+    data = DataLoader(TensorDataset(*samples(48)), 16)
+    guard = TransferGuard(source=data, target=data)
+    guarded, alone = run(tuner(l2_sp=L2SP(9.0)), guard), run(tuner(weight_decay=0.0))
+    assert guard.twin is not None
+    twin, first = guard.twin.state_dict(), tuner().state_dict()
+    assert torch.equal(alone.state_dict()["backbone.1.0.weight"], first["backbone.1.0.weight"])
+    assert not torch.equal(alone.state_dict()["backbone.2.0.weight"], first["backbone.2.0.weight"])
+    assert not torch.equal(guarded.state_dict()["heads.task.weight"], twin["heads.task.weight"])
     for name, value in alone.state_dict().items():
         assert torch.equal(value, twin[name]), name
 

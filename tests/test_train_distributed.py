@@ -128,6 +128,10 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
     check_samples(*(results["samples"] for results in found))
     for rank, results in enumerate(found):
         check_balanced(rank, results["whole"], results["resumed"])
+    for results in found:
+        nothing, message = results["absent"]
+        assert not nothing
+        assert "no batch of the first epoch holds a sample of [3, 4] of the 5 classes" in message
     check_guards(*(results["guarded"] for results in found))
     for alignment in distributed_training.ALIGNMENTS:
         with threads(1):

@@ -47,19 +47,9 @@ def read_batch(batch: Any, target: bool = True) -> TrainingBatch:
     if not isinstance(batch, Mapping) or "source" not in batch:
         what = f"keys {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch)
         raise ValueError(f'a training batch must be {{"source": ..., "target": ...}}; got {what}')
-    source = batch["source"]
-    several = (
-        isinstance(source, Sequence)
-        and len(source) > 0
-        and (source[0] is None or isinstance(source[0], Sequence))
-    )
-    pairs = source if several else [source]
-    sources = [
-        _labelled_pair(f"source {i}" if several else "source", p) for i, p in enumerate(pairs)
-    ]
-    labelled = None
-    if "target_labelled" in batch:
-        labelled = _labelled_pair("target_labelled", batch["target_labelled"])
+    pairs = {name: _labelled_pair(name, pair) for name, pair in _pairs_of(batch).items()}
+    labelled = pairs.pop("target_labelled", None)
+    sources = list(pairs.values())
     if not target:
         return TrainingBatch(sources, None, labelled)
     if "target" not in batch:
@@ -83,16 +73,11 @@ def labelled(batch: Any) -> tuple[Inputs, Any]:
             sources, one after the other, and after them the labelled part of the target.
 
     Raises:
-        ValueError: A domain's part has no labels.
+        ValueError: A domain's part has no labels, or its loader has ended.
     """
     if not (isinstance(batch, Mapping) and "source" in batch):
         return inputs_and_labels(batch)
-    source = batch["source"]
-    several = isinstance(source, Sequence) and isinstance(source[0], Sequence)
-    pairs = list(source) if several else [source]
-    pairs += [batch["target_labelled"]] if "target_labelled" in batch else []
-    if any(not isinstance(pair, Sequence) or len(pair) < 2 for pair in pairs):
-        raise ValueError("the source of a batch must be (inputs, labels); got inputs alone")
+    pairs = [_pair(name, pair) for name, pair in _pairs_of(batch).items()]
     return joined([pair[0] for pair in pairs]), joined([pair[1] for pair in pairs])
 
 
@@ -126,6 +111,25 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
     return {key: joined([part[key] for part in parts]) for key in keys}  # type: ignore
 
 
+def _pairs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What has labels in a batch of several domains: the sources, then ``"target_labelled"``."""
+    source = batch["source"]
+    several = (
+        isinstance(source, Sequence)
+        and len(source) > 0
+        and (source[0] is None or isinstance(source[0], Sequence))
+    )
+    pairs = {f"source {i}": p for i, p in enumerate(source)} if several else {"source": source}
+    return pairs | {name: batch[name] for name in ("target_labelled",) if name in batch}
+
+
+def _pair(name: str, pair: Any) -> Sequence[Any]:
+    _check_there(name, pair)
+    if not isinstance(pair, Sequence) or len(pair) < 2:
+        raise ValueError(f"a batch of {name} must be (inputs, labels); got inputs alone")
+    return pair
+
+
 def _check_there(name: str, part: Any) -> None:
     if part is None:
         raise ValueError(
@@ -145,10 +149,7 @@ def _check_rows(name: str, inputs: Any) -> None:
 
 
 def _labelled_pair(name: str, pair: Any) -> tuple[Inputs, Tensor]:
-    _check_there(name, pair)
-    if not isinstance(pair, Sequence) or len(pair) < 2:
-        raise ValueError(f"a batch of {name} must be (inputs, labels); got inputs alone")
-    inputs, labels = pair[0], pair[1]
+    inputs, labels = _pair(name, pair)[:2]
     _check_rows(name, inputs)
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
         got = f"{labels.dtype}, {list(labels.shape)}" if isinstance(labels, Tensor) else labels

@@ -87,7 +87,7 @@ class FineTuner(TransferModule):
         optimizer_options: Further arguments of the optimiser, such as ``{"momentum": 0.9}``.
         scheduler: ``"constant"``, ``"linear"`` or ``"cosine"`` down to 0 over the training, or what
             is called as ``scheduler(optimizer, total_steps)``; stepped after each optimiser step.
-        warmup: Share of the steps over which a named schedule rises first.
+        warmup: Share of the steps over which a named schedule rises first; 0 for any other.
         class_weights: Of a single task, as :class:`~fastmmd.train.Task` has them.
         loss: Of a single task, called as ``loss(logits, labels)``.
         l2_sp: Pull to the weights that the backbone has now.
@@ -144,12 +144,17 @@ class FineTuner(TransferModule):
         if weight_decay is not None:
             _within("weight_decay", weight_decay, 0, math.inf, low_too=True)
         _within("warmup", warmup, 0, 1, low_too=True)
+        if warmup and not isinstance(scheduler, str):
+            raise ValueError(
+                f"warmup is that of a named schedule ({', '.join(SCHEDULES)}); got {warmup!r} and"
+                f" scheduler={scheduler!r}"
+            )
         single = {"head": head, "class_weights": class_weights, "loss": loss}
         self.tasks = as_tasks(num_classes, tasks, single)
         # Plain numbers and names only, so that a checkpoint loads with weights_only=True.
-        self.save_hyperparameters(
-            "num_classes", "pooling", "layer_decay", "lr", "weight_decay", "warmup", "all_classes"
-        )
+        plain = ["num_classes", "pooling", "layer_decay", "lr", "weight_decay", "warmup"]
+        plain += ["scheduler"] if isinstance(scheduler, str) else []
+        self.save_hyperparameters(*plain, "all_classes")
         if isinstance(backbone, str):
             backbone = load_backbone(backbone, pretrained=pretrained)
         if replace is not None:

@@ -53,6 +53,7 @@ class TwinTraining:
 
     As the trainer would: its precision, with a loss scale of its own under ``16-mixed``, its
     accumulation and clipping of gradients and, with several processes, ``DistributedDataParallel``.
+    What is frozen in the module is frozen in the copy.
 
     Args:
         twin: The copy.
@@ -106,7 +107,7 @@ class TwinTraining:
         """What the module has just done with the batch of this number in the epoch."""
         steps = trainer.global_step != self.steps_done  # otherwise gradients are still gathered
         self.steps_done = trainer.global_step
-        self.twin.train(module.training)
+        _mirror(module, self.twin)
         devices = [module.device] if module.device.type == "cuda" else []
         alone = not steps and isinstance(self.objective, DistributedDataParallel)
         with self.objective.no_sync() if alone else nullcontext():  # type: ignore[operator]
@@ -152,6 +153,15 @@ class TwinTraining:
         by_value = trainer.gradient_clip_algorithm == "value"
         clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         clip(self.twin.parameters(), limit)
+
+
+def _mirror(module: nn.Module, twin: nn.Module) -> None:
+    """Gives a copy the modes of the original: callbacks and schedules may freeze parts of it."""
+    for of_module, of_twin in zip(module.modules(), twin.modules(), strict=True):
+        of_twin.training = of_module.training
+    for parameter, copied in zip(module.parameters(), twin.parameters(), strict=True):
+        if copied.requires_grad != parameter.requires_grad:
+            copied.requires_grad_(parameter.requires_grad)
 
 
 class _Objective(nn.Module):
