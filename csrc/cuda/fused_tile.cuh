@@ -94,8 +94,8 @@ __device__ __forceinline__ void inner(const char* z_I, const char* z_J, int dept
 #pragma unroll
         for (int i = 0; i < 4; ++i) b[n + i / 2].set(i % 2, r[i]);
       }
-      if constexpr (F::split) F::multiply(part, a, b);
-      else F::multiply(c, a, b);
+      if constexpr (F::split) F::multiply(part, a, b, F::is_short(depth));
+      else F::multiply(c, a, b, false);
     }
     if constexpr (F::split) F::add(c, part);
   }
@@ -294,7 +294,7 @@ __device__ __forceinline__ void outer(const typename Fragment<P::operand>::A (&w
           for (int i = 0; i < 4; ++i) b[n + i / 2].set(i % 2, r[i]);
         }
       }
-      F::multiply(sum, w[s], b);
+      F::multiply(sum, w[s], b, F::is_short(depth));
     }
 #pragma unroll
     for (int n = 0; n < P::chains; ++n)

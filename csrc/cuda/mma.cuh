@@ -18,12 +18,11 @@ struct Fragment {
   struct Of {
     uint32_t r[parts][registers];
 
-    // Three operations for a split: the upper part is rounded to nearest; of the lower one the
-    // tensor cores cut off what they cannot hold, less than the product of two lower parts, which
-    // nobody makes. If x is NaN the lower part is, whatever the upper one has become.
+    // Three operations for a split: of the lower part the tensor cores cut off the last bit
+    // themselves. If x is NaN the lower part is, whatever the upper one has become.
     __device__ __forceinline__ void set(int i, uint32_t bits) {
       if constexpr (split) {
-        r[0][i] = (bits + 0x1000u) & 0xffffe000u;
+        r[0][i] = __float_as_uint(upper_tf32(__uint_as_float(bits)));
         r[parts - 1][i] = __float_as_uint(__uint_as_float(bits) - __uint_as_float(r[0][i]));
       } else {
         r[0][i] = bits;
@@ -40,11 +39,20 @@ struct Fragment {
     else ptx::mma_tf32(c, a, b);
   }
 
-  // c[n] += a b[n].
+  // Whether rows of this many elements, with zeros behind, want the products of two lower parts
+  // too: a sum of many terms drowns them in its own rounding.
+  static __device__ __forceinline__ bool is_short(int64_t depth) {
+    return split && depth <= depth_unit;
+  }
+
+  // c[n] += a b[n]; `all`: with the products of two lower parts.
   template <int columns>
   static __device__ __forceinline__ void multiply(float (&c)[columns][4], const A& a,
-                                                  const B (&b)[columns]) {
+                                                  const B (&b)[columns], bool all) {
     if constexpr (split) {
+      if (all)
+#pragma unroll
+        for (int n = 0; n < columns; ++n) multiply(c[n], a.r[1], b[n].r[1]);
 #pragma unroll
       for (int n = 0; n < columns; ++n) multiply(c[n], a.r[1], b[n].r[0]);
 #pragma unroll
@@ -96,6 +104,7 @@ struct Mma {
     // The rows whose addresses this lane brings to ldmatrix, and whether their second chunk.
     const int a_row = threadIdx.x / 128 * 64 + lane % 16, a_chunk = lane / 16;
     const int b_row = threadIdx.x / 32 % 4 * 32 + lane / 16 * 8 + lane % 8, b_chunk = lane / 8 % 2;
+    const bool all = F::is_short(f.depth);
     float (&c)[4][4][4] = reinterpret_cast<float (&)[4][4][4]>(u);
 #pragma unroll
     for (int e = 0; e < elements; ++e) u[e] = 0;
@@ -120,8 +129,8 @@ struct Mma {
           typename F::A a;
 #pragma unroll
           for (int i = 0; i < 4; ++i) a.set(i, r[i]);
-          if constexpr (F::split) F::multiply(part[m], a, b);
-          else F::multiply(c[m], a, b);
+          if constexpr (F::split) F::multiply(part[m], a, b, all);
+          else F::multiply(c[m], a, b, all);
         }
       }
       if constexpr (F::split)

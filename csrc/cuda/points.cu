@@ -181,7 +181,8 @@ __global__ void __launch_bounds__(pack_threads)
           length += double(value_of(rounded)) * double(value_of(rounded));
       }
       z[k] = rounded;
-      norm += value_of(rounded) * value_of(rounded);
+      const T seen = multiplied<operand>(rounded);
+      norm += seen * seen;
     }
     norm = warp_sum(norm);
     if (f.geometry == Geometry::cosine) {

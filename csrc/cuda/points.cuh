@@ -120,6 +120,22 @@ __device__ inline double value_of(double x) { return x; }
 __device__ inline float value_of(half_t x) { return from_half(x.bits); }
 __device__ inline float value_of(bfloat16_t x) { return from_bf16(x.bits); }
 
+// A float32 number as its parts in tf32: the upper one rounded to nearest, of the lower one what
+// the tensor cores do not cut off. Their sum has 23 bits of the number's 24.
+__device__ __forceinline__ float upper_tf32(float x) {
+  return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+}
+__device__ __forceinline__ float lower_tf32(float x) {
+  return __uint_as_float(__float_as_uint(x - upper_tf32(x)) & 0xffffe000u);
+}
+
+// What products make of an element. Norms are those of the rows that products see: they cancel.
+template <Operand operand>
+__device__ __forceinline__ auto multiplied(typename Stored<operand>::type x) {
+  if constexpr (operand == Operand::tf32x3) return upper_tf32(x) + lower_tf32(x);
+  else return value_of(x);
+}
+
 // use(integral_constant<Operand>) for an operand known at run time.
 template <class Use>
 void with_operand(Operand operand, Use&& use) {
