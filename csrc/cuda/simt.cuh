@@ -24,7 +24,8 @@ struct Simt {
   static Params params(const Points<T>&) { return {}; }
 
   static constexpr int group = R < 4 ? R : 4;
-  static constexpr int step = R == 4 ? 8 : 16;  // features at a time
+  static constexpr int step = R < 4 ? 16 : 8;  // features at a time
+  static constexpr int piece = 64;             // features of a sum
   static constexpr int stride = tile + 4;
   static constexpr int shared_bytes = 2 * 2 * step * stride * int(sizeof(T));
 
@@ -58,7 +59,8 @@ struct Simt {
   static constexpr int loads = vectors / threads;
   static_assert(vectors % threads == 0 && tile % (side * group) == 0);
 
-  // u[e] = sum_k of add(z_ik, z_jk). Two buffers: one is filled while the other is used up.
+  // u[e] = sum_k of add(z_ik, z_jk), piece by piece, as the rounding of long sums adds up. Two
+  // buffers: one is filled while the other is used up.
   template <class Add>
   static __device__ __forceinline__ void contract(const Factor<T>& f, int64_t I, int64_t J,
                                                   char* shared, T (&u)[elements], const Add& add) {
@@ -84,8 +86,9 @@ struct Simt {
           room[(second * step + k + c) * stride + r % tile] = value_of(next[l].e[c]);
       }
     };
+    T part[elements];
 #pragma unroll
-    for (int e = 0; e < elements; ++e) u[e] = 0;
+    for (int e = 0; e < elements; ++e) u[e] = part[e] = 0;
     fetch(0);
     int which = 0;
     for (int64_t k = 0; k < f.depth; k += step, which ^= 1) {
@@ -102,7 +105,13 @@ struct Simt {
           b[r] = room[(step + s) * stride + position(threadIdx.x % side, r)];
         }
 #pragma unroll
-        for (int e = 0; e < elements; ++e) add(u[e], a[e / R], b[e % R]);
+        for (int e = 0; e < elements; ++e) add(part[e], a[e / R], b[e % R]);
+      }
+      if ((k + step) % piece && k + step < f.depth) continue;
+#pragma unroll
+      for (int e = 0; e < elements; ++e) {
+        u[e] += part[e];
+        part[e] = 0;
       }
     }
   }
