@@ -65,9 +65,15 @@ __global__ void __launch_bounds__(row_threads)
       pull = T(-f.pulls[row]);
     } else if (f.geometry == Geometry::cosine) {  // along the sphere only
       scale *= double(f.norms[row]);
-      double along = 0;
-      for (int64_t k = lane; k < f.d; k += 32) along += double(to[k]) * double(value_of(z[k]));
-      pull = T(-warp_sum(along));
+      double along = 0, square = 0;  // of the rounded row, which is as long as its rounding made it
+      for (int64_t k = lane; k < f.d; k += 32) {
+        const double z_k = double(value_of(z[k]));
+        along += double(to[k]) * z_k;
+        square += z_k * z_k;
+      }
+      along = warp_sum(along);
+      square = warp_sum(square);
+      pull = T(square == 0 ? 0.0 : -along / square);
     }
 #pragma unroll 4
     for (int64_t k = lane; k < f.d; k += 32)
