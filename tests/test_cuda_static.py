@@ -22,8 +22,13 @@ pytestmark = [pytest.mark.build, pytest.mark.xdist_group("cuda")]
 # the kernel, which they index: a few hundred bytes of local memory that stay in the cache.
 EXEMPT = {"resolve_kernel", "finish_kernel"}
 # And these spill a few bytes outside of their product loops, most of them on Blackwell alone. They
-# serve float64, and kernels that tensor cores do not take.
+# serve float64, two-sample tests, and kernels that tensor cores do not take.
 SPILLS = {
+    ("80", "count_kernel<Simt<float64, 64, 4>>"),
+    ("90a", "count_kernel<Simt<float64, 64, 4>>"),
+    ("80", "sign_forms_kernel<ValueTiles<float, true>>"),
+    ("120", "sign_forms_kernel<ValueTiles<float, true>>"),
+    ("80", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
     ("90a", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
     ("120", "pack_kernel<float64, double>"),
     ("100", "tile_kernel<Simt<float64, 64, 4>, true, true>"),

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -30,11 +31,11 @@ def emulated_module(
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = build(folder)
-    return _load(path)
+    return load(path)
 
 
 @functools.cache
-def _load(path: Path) -> ModuleType:
+def load(path: Path) -> ModuleType:
     """Once, however many modules of tests ask for it."""
     spec = importlib.util.spec_from_file_location("_cuda", path)
     assert spec is not None
@@ -52,15 +53,21 @@ class Emulator:
         return True
 
 
-@pytest.fixture(autouse=True, name="backend")
-def emulated_backend(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+@contextmanager
+def emulation(module: ModuleType) -> Iterator[Emulator]:
     """CPU tensors are taken for those of a Hopper GPU. Memory that nobody writes to holds NaN."""
-    monkeypatch.setattr(_cuda, "module", lambda: module)
-    monkeypatch.setattr(_cuda, "device_of", lambda index: HOPPER)
-    monkeypatch.setattr(_cuda, "stream_of", lambda x: (0, 0))
-    monkeypatch.setattr(_cuda, "serves", lambda x: True)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    with threads(2):
+    with pytest.MonkeyPatch.context() as monkeypatch, threads(2):
+        monkeypatch.setattr(_cuda, "module", lambda: module)
+        monkeypatch.setattr(_cuda, "device_of", lambda index: HOPPER)
+        monkeypatch.setattr(_cuda, "stream_of", lambda x: (0, 0))
+        monkeypatch.setattr(_cuda, "serves", lambda x: True)
         yield Emulator()
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True, name="backend")
+def emulated_backend(module: ModuleType) -> Iterator[Emulator]:
+    with emulation(module) as backend:
+        yield backend
