@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastmmd.train import Aligner, BalancedSampler, DomainPair, FineTuner, TransferGuard
+from fastmmd.train import Aligner, BalancedSampler, DomainPair, FineTuner, Task, TransferGuard
 
 EPOCHS, SIZE, ROWS = 10, 13, 120  # 9 batches of 13 samples an epoch and one of 3
 ALIGNMENTS = {"dan": 1.0, "jan": 1.0, "dann": 0.0, "cdan": 0.0}  # and the weight of each
@@ -169,6 +169,25 @@ def absent(rank: int, num_classes: int) -> str:
     return ""
 
 
+def measured(rank: int | None) -> dict[str, float]:
+    """What a validation says of two tasks, where the second process has no label of one of them."""
+    torch.manual_seed(4)
+    inputs, labels = points(0)
+    inputs, labels = inputs[:30].float(), labels[:30]
+    tuner = FineTuner(
+        nn.Linear(4, 4), tasks={"kind": Task(CLASSES), "size": Task(1, "regression")}, in_features=4
+    )
+    batches = [
+        (x, {"size": x.sum(1), **({"kind": y} if i < 2 else {})})
+        for i, (x, y) in enumerate(zip(inputs.split(10), labels.split(10), strict=True))
+    ]
+    own = {None: batches, 0: batches[:2], 1: batches[2:]}[rank]
+    parallel = {"devices": 1} if rank is None else two_processes()
+    trainer = L.Trainer(**parallel, use_distributed_sampler=False, **QUIET)
+    (found,) = trainer.validate(tuner, DataLoader(own, batch_size=None), verbose=False)  # type: ignore[arg-type]
+    return dict(found)
+
+
 def guarded(alignment: str, global_batch: bool) -> dict[str, Any]:
     """A source-only training of two processes, a twin beside an aligned one, and its verdict."""
     source, held_out = (TensorDataset(*points(seed)) for seed in (0, 2))
@@ -235,6 +254,7 @@ def main() -> None:
     balanced(folder, 1)
     found["resumed"] = balanced(folder, 3, folder / "balanced-1.ckpt")
     found["absent"] = [absent(rank, count) for count in (3, 5)]
+    found["measured"] = measured(rank)
     found["guarded"] = {str(case): guarded(*case) for case in GUARDED}
     torch.save(found, folder / f"{rank}.pt")
 

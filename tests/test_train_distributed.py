@@ -129,6 +129,7 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
     for rank, results in enumerate(found):
         check_balanced(rank, results["whole"], results["resumed"])
     for results in found:
+        assert results["measured"] == pytest.approx(distributed_training.measured(None), rel=1e-5)
         nothing, message = results["absent"]
         assert not nothing
         assert "no batch of the first epoch holds a sample of [3, 4] of the 5 classes" in message

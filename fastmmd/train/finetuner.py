@@ -292,12 +292,12 @@ class FineTuner(TransferModule):
         self.log_dict(means_of_all([*self._means.values()], self.trainer.strategy))
 
     def on_validation_epoch_start(self) -> None:
-        """Begins the losses of the loaders."""
+        """Begins the measures of the loaders."""
         self.measures.begin()
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the loss of each loader: the weighted sum of the means of its tasks."""
-        self._log_losses("val")
+        """Logs the metrics and the loss of each loader, over the rows of all processes."""
+        self._log_measures("val")
 
     def on_test_epoch_start(self) -> None:
         """As ``on_validation_epoch_start``."""
@@ -305,7 +305,7 @@ class FineTuner(TransferModule):
 
     def on_test_epoch_end(self) -> None:
         """As ``on_validation_epoch_end``."""
-        self._log_losses("test")
+        self._log_measures("test")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch; loader 1, if there is one, is that of the target domain."""
@@ -387,9 +387,9 @@ class FineTuner(TransferModule):
     def _begin_training_means(self) -> None:
         self._means = {key: EpochMeans(names) for key, names in self._reported.items()}
 
-    def _log_losses(self, stage: str) -> None:
-        for loader, value in self.measures.loss(self.trainer.strategy).items():
-            self.log(f"{stage}_{loader}loss", value, prog_bar=True)
+    def _log_measures(self, stage: str) -> None:
+        found = self.measures.results(self.trainer.strategy)
+        self.log_dict({f"{stage}_{name}": value for name, value in found.items()}, prog_bar=True)
 
     def _is_single(self) -> bool:
         return ONLY in self.tasks
@@ -417,14 +417,7 @@ class FineTuner(TransferModule):
             raise ValueError(f"{stage} needs batches of (inputs, labels); got inputs alone")
         by_task = {name: self._labels(labels, name) for name in self.tasks}
         known = {name: of_task for name, of_task in by_task.items() if of_task is not None}
-        self.log_dict(
-            self.measures.add(stage, LOADERS[dataloader_idx], self._outputs(inputs), known),
-            on_epoch=True,
-            prog_bar=True,
-            sync_dist=True,
-            add_dataloader_idx=False,
-            batch_size=row_count(inputs),
-        )
+        self.measures.add(LOADERS[dataloader_idx], self._outputs(inputs), known)
 
 
 def _check(value: Any, known: Iterable[str], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,8 +42,7 @@ class TaskMeasures(nn.Module):
         self.losses = dict(losses)  # modules of the one who asks
         self.metrics = nn.ModuleDict(
             {
-                stage + loader + prefix_of(name): _task_metrics(task)
-                for stage in ("val_", "test_")
+                loader + name: _task_metrics(task)
                 for loader in LOADERS
                 for name, task in self.tasks.items()
             }
@@ -50,42 +50,42 @@ class TaskMeasures(nn.Module):
         self.begin()
 
     def begin(self) -> None:
-        """Begins the losses of all loaders."""
-        keys = [(loader, name) for loader in LOADERS for name in self.tasks]
-        self._means = {key: EpochMeans(["".join(key)]) for key in keys}
+        """Forgets what has been measured."""
+        self._means = {name: EpochMeans([name]) for name in self.metrics}
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
-    def add(
-        self, stage: str, loader: str, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]
-    ) -> dict[str, Any]:
-        """Takes in a batch of those tasks of which there are labels.
-
-        Returns:
-            Its metrics, by the names that they are logged under.
-        """
-        found: dict[str, Any] = {}
+    def add(self, loader: str, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
+        """Takes in a batch of a loader, of those tasks of which there are labels."""
         for name, of_task in labels.items():
-            loss = self.losses[name]
+            loss: Any = self.losses[name]
             value = loss(outputs[name], of_task).detach()
-            self._means[loader, name].add({loader + name: value}, loss.share(of_task))  # type: ignore[operator]
+            self._means[loader + name].add({loader + name: value}, loss.share(of_task))
             values = _measured(self.tasks[name], outputs[name], of_task)
-            prefix = f"{stage}_{loader}{prefix_of(name)}"
-            for metric, module in self.metrics[prefix].items():  # type: ignore[operator]
-                module(*values)
-                found[prefix + metric] = module
-        return found
+            of_loader: Any = self.metrics[loader + name]
+            for metric in of_loader.values():
+                metric.update(*values)
 
-    def loss(self, strategy: Strategy) -> dict[str, Tensor]:
-        """By loader, the weighted sum of the means of the tasks over the rows of all processes."""
+    def results(self, strategy: Strategy) -> dict[str, Tensor]:
+        """The metrics of each task and loader, and the weighted sum of the means of the losses.
+
+        Over the rows of all processes that have a label, of which some may have none; nothing of a
+        task without any. All processes must come here.
+        """
         means = means_of_all([*self._means.values()], strategy)
-        found = {}
+        found: dict[str, Tensor] = {}
         for loader in LOADERS:
-            terms = [
-                task.weight * means[loader + name]
-                for name, task in self.tasks.items()
-                if loader + name in means
-            ]
-            if terms:
-                found[loader] = torch.stack(terms).sum()
+            tasks = {n: task for n, task in self.tasks.items() if loader + n in means}
+            if tasks:
+                terms = [task.weight * means[loader + name] for name, task in tasks.items()]
+                found[f"{loader}loss"] = torch.stack(terms).sum()
+            for name in tasks:
+                of_loader: Any = self.metrics[loader + name]
+                for measure, metric in of_loader.items():
+                    with warnings.catch_warnings():  # of a process that has no row
+                        warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+                        found[f"{loader}{prefix_of(name)}{measure}"] = metric.compute()
         return found
 
 

@@ -180,11 +180,15 @@ def as_tasks(
         raise ValueError(f"{', '.join(given)} of several tasks: an argument of each Task")
     # Names of attributes of a ModuleDict cannot be keys of one.
     if not tasks or any(
-        not name.isidentifier() or name == ONLY or hasattr(nn.ModuleDict, name) for name in tasks
+        not name.isidentifier()
+        or name == ONLY
+        or name.startswith("target_")  # as what is logged of a second loader
+        or hasattr(nn.ModuleDict, name)
+        for name in tasks
     ):
         raise ValueError(
-            f"tasks must have names that are identifiers, and not {ONLY!r} or one of a module's"
-            f" attributes; got {list(tasks)}"
+            f"tasks must have names that are identifiers, and not {ONLY!r}, one of a module's"
+            f" attributes, or one that begins with 'target_'; got {list(tasks)}"
         )
     return dict(tasks)
 
