@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,28 @@ def test_the_default_transform_resizes_cuts_and_normalises() -> None:
     assert len({round(float(piece[0, 0, 0]), 4) for piece in pieces}) > 10  # cut anywhere
     with pytest.raises(ValueError, match="size must lie between 1 and resize = 20; got 24"):
         ImageTransform(24, 20)
+    with pytest.raises(ValueError, match=r"std must be three positive .*; got \(1, 0, 1\)"):
+        ImageTransform(std=(1, 0, 1))
+    with pytest.raises(ValueError, match=r"mean must be three numbers, .*; got \(0.5,\)"):
+        ImageTransform(mean=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ([], "b", r"source must name different domains, at least one; got \[\]"),
+        (["a", "a"], "b", r"source must name different domains, .*; got \['a', 'a'\]"),
+        (["a", "b"], "b", "target must be another domain than source; both have 'b'"),
+        ("a", "a", "both have 'a'"),
+    ],
+)
+def test_names_of_domains(source: Any, target: str, message: str) -> None:
+    """Before a file is looked for."""
+    for make in (ImageFolders, Tables, partial(Texts, tokenizer=print)):
+        with pytest.raises(ValueError, match=message):
+            make("nowhere", source, target)
+    with pytest.raises(ValueError, match="both have 'usps'"):
+        Digits("nowhere", "usps", "usps")
 
 
 def test_transforms_of_ones_own(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastmmd._extras import require_extra
 from fastmmd.compare.reading import InputError, readable
-from fastmmd.train.datasets.domains import Domain, DomainData, Samples
+from fastmmd.train.datasets.domains import Domain, DomainData, Samples, source_names
 
 __all__ = ["Digits", "read_idx", "read_usps"]
 
@@ -50,8 +50,8 @@ class Digits(DomainData):
         **options: Of :class:`DomainData`; ``val_share`` has no effect.
 
     Raises:
-        ValueError: A name is unknown. From ``setup``: a file is missing, damaged, or holds
-            something else; the message names it.
+        ValueError: A name is unknown, or both are one. From ``setup``: a file is missing, damaged,
+            or holds something else; the message names it.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Digits(DomainData):
                 raise ValueError(
                     f"{name} must be one of {', '.join(get_args(DigitDomain))}; got {value!r}"
                 )
+        source_names(source, target)
         if size < 1:
             raise ValueError(f"size must be at least 1; got {size!r}")
         self.folder = Path(folder)

@@ -20,7 +20,7 @@ from fastmmd.train.balance import BalancedOrder, labels_of
 from fastmmd.train.data import DomainPair, check_not_negative, training_loader
 from fastmmd.train.shuffling import EpochOrder, EpochShuffle, first_epoch, seed_of
 
-__all__ = ["Domain", "DomainData", "Samples", "class_numbers"]
+__all__ = ["Domain", "DomainData", "Samples", "class_numbers", "source_names"]
 
 VAL_STREAM, LABELLED_STREAM = 1, 2  # of the seed, apart from that of the order of training
 
@@ -302,6 +302,20 @@ class Unlabelled(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         item = self.dataset[index]
         return item[0] if isinstance(item, tuple) else item
+
+
+def source_names(source: str | Sequence[str], target: str | None) -> list[str]:
+    """The names of the sources, which are one or several.
+
+    Raises:
+        ValueError: There is none, one of them is named twice, or the target is one of them.
+    """
+    names = [source] if isinstance(source, str) else list(source)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"source must name different domains, at least one; got {source!r}")
+    if target in names:
+        raise ValueError(f"target must be another domain than source; both have {target!r}")
+    return names
 
 
 def class_numbers(names: Sequence[str], classes: Sequence[str]) -> Tensor:

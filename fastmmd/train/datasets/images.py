@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from fastmmd._extras import require_extra
 from fastmmd.compare.reading import InputError, some
-from fastmmd.train.datasets.domains import Domain, DomainData, class_numbers
+from fastmmd.train.datasets.domains import Domain, DomainData, class_numbers, source_names
 
 __all__ = ["ImageFolder", "ImageFolders", "ImageTransform"]
 
@@ -39,7 +39,7 @@ class ImageTransform:
         std: As ``mean``.
 
     Raises:
-        ValueError: A size is too small.
+        ValueError: A size is too small, or there are not three means and three positive deviations.
     """
 
     def __init__(
@@ -54,6 +54,10 @@ class ImageTransform:
         resize = round(size * 8 / 7) if resize is None else resize
         if not 1 <= size <= resize:
             raise ValueError(f"size must lie between 1 and resize = {resize}; got {size!r}")
+        for name, numbers in (("mean", mean), ("std", std)):
+            if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
+                kind = "positive numbers" if name == "std" else "numbers"
+                raise ValueError(f"{name} must be three {kind}, one per channel; got {numbers!r}")
         self.size = size
         self.resize = resize
         self.training = training
@@ -119,8 +123,9 @@ class ImageFolders(DomainData):
         **options: Of :class:`DomainData`.
 
     Raises:
-        ValueError: From ``setup``: there is no such domain or class, a class without images, or
-            other classes in another domain. From a loader: an image that cannot be read. The
+        ValueError: No source, one named twice, or one that is the target as well. From ``setup``:
+            there is no such domain or class, a class without images, or other classes in another
+            domain. From a loader: an image that cannot be read. The
             message names the file or folder.
         MissingExtraError: Pillow is not installed.
     """
@@ -140,7 +145,7 @@ class ImageFolders(DomainData):
         require_extra("reading images", "images", "PIL")
         super().__init__(**options)
         self.root = Path(root)
-        self.source_names = [source] if isinstance(source, str) else list(source)
+        self.source_names = source_names(source, target)
         self.target_name = target
         self.transform = transform or ImageTransform(size)
         self.train_transform = train_transform or transform or ImageTransform(size, training=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmmd.compare.reading import InputError, some
 from fastmmd.train.datasets.columns import class_names
-from fastmmd.train.datasets.domains import Domain, DomainData, Samples, class_numbers
+from fastmmd.train.datasets.domains import Domain, DomainData, Samples, class_numbers, source_names
 
 __all__ = ["RowData", "Rows"]
 
@@ -71,7 +71,7 @@ class RowData(DomainData):
     ) -> None:
         super().__init__(**options)
         self.files = files
-        self.source_names = [source] if isinstance(source, str) else list(source)
+        self.source_names = source_names(source, target)
         self.target_name = target
         self.label = label
         self.domain = domain

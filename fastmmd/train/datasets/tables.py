@@ -46,8 +46,9 @@ class Tables(RowData):
         **options: Of :class:`DomainData`.
 
     Raises:
-        ValueError: From ``setup``: a file is missing or damaged, holds something else than finite
-            numbers, has rows of unequal length, or no such column or domain; the message names it.
+        ValueError: No source, one named twice, or one that is the target as well. From ``setup``: a
+            file is missing or damaged, holds something else than finite numbers, has rows of
+            unequal length, or no such column or domain; the message names it.
         MissingExtraError: The library that reads a format is not installed.
     """
 

@@ -37,9 +37,9 @@ class Texts(RowData):
         **options: Of :class:`DomainData`.
 
     Raises:
-        ValueError: ``max_length`` is less than 1. From ``setup``: a file is missing or damaged, has
-            rows of unequal length, no such column or domain, or an empty text; the message names
-            it.
+        ValueError: ``max_length`` is less than 1, no source, one named twice, or one that is the
+            target as well. From ``setup``: a file is missing or damaged, has rows of unequal
+            length, no such column or domain, or an empty text; the message names it.
         MissingExtraError: A tokeniser is named, and transformers is not installed.
     """
 
