@@ -174,6 +174,16 @@ def test_panels_of_narrow_kernels(backend: Backend) -> None:
         check(backend, cases(150, 37, 5, "wide"))
 
 
+@pytest.mark.parametrize("operand", [TF32X3, TF32, BFLOAT16])
+def test_cosines_far_from_zero(backend: Backend, operand: int) -> None:
+    """All rows point nearly the same way, and little is left of a gradient along the sphere."""
+    if not backend.has(MMA):
+        pytest.skip("no tensor cores")
+    made = cases(20, 13, 33, "cosine", "cross", offset=100.0)
+    with precision("high"), forced(mode="panels", products=MMA, operand=operand):
+        check(backend, made, operand)
+
+
 @pytest.mark.parametrize(("d", "first"), [(1, 48), (1, 360), (3, 384)])
 @pytest.mark.parametrize("mode", ["panels", "fused"])
 def test_short_rows(backend: Backend, mode: str, d: int, first: int) -> None:

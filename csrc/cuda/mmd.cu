@@ -42,7 +42,8 @@ constexpr int row_threads = 256;
 // With v_i = sum_j g_ij z_j, to the gradient of the row as it was given: one warp a row.
 template <Operand operand, class T>
 __global__ void __launch_bounds__(row_threads)
-    finish_rows_kernel(Points<T> points, T* v_x, T* v_y, int64_t d, bool may_vanish) {
+    finish_rows_kernel(Points<T> points, Sample x, Sample y, Dtype dtype, T* v_x, T* v_y, int64_t d,
+                       bool may_vanish) {
   const int64_t row = int64_t(blockIdx.x) * (row_threads / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32, domain = points.domain(row);
   const int64_t i = row - points.rows.first(domain);
@@ -63,17 +64,27 @@ __global__ void __launch_bounds__(row_threads)
     }
     if (f.geometry == Geometry::radial) {
       pull = T(-f.pulls[row]);
-    } else if (f.geometry == Geometry::cosine) {  // along the sphere only
-      scale *= double(f.norms[row]);
-      double along = 0, square = 0;  // of the rounded row, which is as long as its rounding made it
+    } else if (f.geometry == Geometry::cosine) {
+      // Along the sphere only, at the row as it was given: what is left is small where all rows
+      // point the same way, and feels how a row was rounded.
+      const Sample& of = domain ? y : x;
+      const double unit = ldexp(1.0, -resolved.exponent[l]);
+      auto at = [&](int64_t k) {
+        return unit * to_float<double>(of.data, dtype,
+                                       i * of.row_stride + (f.column + k) * of.column_stride);
+      };
+      double along = 0, square = 0;
       for (int64_t k = lane; k < f.d; k += 32) {
-        const double z_k = double(value_of(z[k]));
-        along += double(to[k]) * z_k;
-        square += z_k * z_k;
+        along += double(to[k]) * at(k);
+        square += at(k) * at(k);
       }
       along = warp_sum(along);
       square = warp_sum(square);
-      pull = T(square == 0 ? 0.0 : -along / square);
+      const double inverse = f.norms[row] == 0 ? 0 : 1 / square;
+      scale *= sqrt(inverse);
+      for (int64_t k = lane; k < f.d; k += 32)
+        to[k] = T((double(to[k]) - along * inverse * at(k)) * scale);
+      continue;
     }
 #pragma unroll 4
     for (int64_t k = lane; k < f.d; k += 32)
@@ -202,9 +213,10 @@ class Pass {
     if (out_.v_x || out_.v_y)
       with_operand(launch_.operand, [&](auto operand) {
         if constexpr (std::is_same_v<typename Stored<operand>::compute, T>)
-          check(fastmmd::cuda::launch(
-              finish_rows_kernel<operand, T>, dim3(blocks), dim3(row_threads), 0, stream, points,
-              static_cast<T*>(out_.v_x), static_cast<T*>(out_.v_y), d, may_vanish));
+          check(fastmmd::cuda::launch(finish_rows_kernel<operand, T>, dim3(blocks),
+                                      dim3(row_threads), 0, stream, points, args_.x, args_.y,
+                                      args_.dtype, static_cast<T*>(out_.v_x),
+                                      static_cast<T*>(out_.v_y), d, may_vanish));
       });
     check(fastmmd::cuda::launch(finish_kernel<T>, dim3(1), dim3(finish_threads), 0, stream, points,
                                 out_,
