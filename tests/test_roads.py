@@ -296,6 +296,23 @@ def test_fused_beside_wgmma() -> None:
     assert choose(widths=(256,), setting="highest") == ("fused", MMA, TF32X3, 0)
 
 
+@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_few_points_have_the_accuracy_of_float32(setting: str, dtype: torch.dtype) -> None:
+    """Where "small" has refused them, if that costs little and a panel does not undo it."""
+    few = {"n": 1000, "m": 24, "widths": (256,), "setting": setting, "dtype": dtype}
+    refused = {"modes": ("fused", "panels", "values")}
+    for device in (AMPERE, HOPPER):
+        found = choose(device=device, **few, **refused)  # type: ignore[arg-type]
+        assert found == ("fused", MMA, TF32X3, 0)
+        found = choose(device=device, needs=NOTHING, **few, **refused)  # type: ignore[arg-type]
+        assert found[:3] == ("values", MMA, TF32X3)
+    for other in ({"n": 1001}, {"widths": (257,)}, {"needs": (True,) * 6}):
+        found = choose(**few | refused | other)  # type: ignore[arg-type]
+        exact = setting == "highest" and dtype == torch.float32
+        assert found.mode != "panels" or (found.operand == TF32X3) == exact
+
+
 @pytest.mark.parametrize("widths", [(64,), (512,)])
 def test_values(widths: tuple[int, ...]) -> None:
     assert choose(widths=widths, needs=NOTHING, setting="high")[:3] == ("values", WGMMA, TF32)

@@ -3,7 +3,8 @@
 A road is a mode and what makes the inner products of its tiles. The modes:
 
 - ``"small"``: up to 1024 points, two launches for everything, with float32 accuracy always: there
-  the launches cost more than the arithmetic;
+  the launches cost more than the arithmetic. ``"fused"`` and ``"values"`` of as few points with up
+  to 256 features keep to that accuracy;
 - ``"fused"``: rows of up to 256 features, 64 where there is wgmma, the gradient made from tiles
   that are still in registers;
 - ``"panels"``: gradient weights of a rectangle of pairs, sized to the L2 cache, and matrix products
@@ -229,17 +230,24 @@ def road(
 
     products, operand = SIMT, plain
     tensor_cores = int(code.rstrip("af")) >= 80
-    if one_factor and tensor_cores and dtype != torch.float64 and estimator != RESOLVE:
-        ratio = max(n, m) / min(n, m)
-        products, operand = MMA, operand_of(dtype, setting, families, weighted, ratio)
     of_points = bool(needs[0] or needs[1])
-    if (
+    fuses = (
         FUSED in modes
-        and products == MMA
         and of_points
         and not any(needs[2:])
-        and widths[0] <= (FUSED_WIDTH_WGMMA if code == "90a" and operand != TF32X3 else FUSED_WIDTH)
         and GEOMETRY[families[0]] != COSINE_SIMILARITY
+    )
+    if one_factor and tensor_cores and dtype != torch.float64 and estimator != RESOLVE:
+        # Of few points a gradient may be all that rounded weights leave. What "small" has refused
+        # has float32 accuracy too, where no product of a panel rounds them after all.
+        few = n + m <= SMALL_ROWS and widths[0] <= FUSED_WIDTH and (fuses or not of_points)
+        ratio = max(n, m) / min(n, m)
+        products = MMA
+        operand = TF32X3 if few else operand_of(dtype, setting, families, weighted, ratio)
+    if (
+        fuses
+        and products == MMA
+        and widths[0] <= (FUSED_WIDTH_WGMMA if code == "90a" and operand != TF32X3 else FUSED_WIDTH)
     ):
         return Road(FUSED, MMA, operand, 0)
     # Other kernels than Gaussians, and gradients of weights and of terms, keep a tile of statistics
