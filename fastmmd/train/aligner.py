@@ -26,7 +26,7 @@ from fastmmd.train.distributed import global_discrepancy, global_mean
 from fastmmd.train.evaluation import IGNORED
 from fastmmd.train.gradients import scale_gradients
 from fastmmd.train.layers import check_layers, kept_outputs, rows_of
-from fastmmd.train.means import EpochMeans, means_of_all
+from fastmmd.train.means import AGREED, EpochMeans, means_of_all
 from fastmmd.train.module import TransferModule
 from fastmmd.train.optimizers import total_steps
 from fastmmd.train.schedule import Schedule, alignment_weight
@@ -272,7 +272,7 @@ class Aligner(TransferModule):
     def on_train_epoch_end(self) -> None:
         """Logs the means of the epoch, over the samples of all processes."""
         super().on_train_epoch_end()
-        self.log_dict(means_of_all([self.means], self.trainer.strategy))
+        self.log_dict(means_of_all([self.means], self.trainer.strategy), **AGREED)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch of (inputs, labels); loader 0 is the source, loader 1 the target."""

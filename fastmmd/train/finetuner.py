@@ -21,7 +21,7 @@ from fastmmd.train.balance import training_labels
 from fastmmd.train.batches import Inputs, inputs_of, labelled, row_count
 from fastmmd.train.distillation import L2SP, Distillation
 from fastmmd.train.freezing import Stages
-from fastmmd.train.means import EpochMeans, means_of_all
+from fastmmd.train.means import AGREED, EpochMeans, means_of_all
 from fastmmd.train.measures import LOADERS, TaskMeasures, measured_briefly, prefix_of
 from fastmmd.train.module import TransferModule
 from fastmmd.train.optimizers import (
@@ -289,7 +289,7 @@ class FineTuner(TransferModule):
     def on_train_epoch_end(self) -> None:
         """Logs them, over the samples of all processes."""
         super().on_train_epoch_end()
-        self.log_dict(means_of_all([*self._means.values()], self.trainer.strategy))
+        self.log_dict(means_of_all([*self._means.values()], self.trainer.strategy), **AGREED)
 
     def on_validation_epoch_start(self) -> None:
         """Begins the measures of the loaders."""
@@ -389,7 +389,8 @@ class FineTuner(TransferModule):
 
     def _log_measures(self, stage: str) -> None:
         found = self.measures.results(self.trainer.strategy)
-        self.log_dict({f"{stage}_{name}": value for name, value in found.items()}, prog_bar=True)
+        named = {f"{stage}_{name}": value for name, value in found.items()}
+        self.log_dict(named, prog_bar=True, **AGREED)
 
     def _is_single(self) -> bool:
         return ONLY in self.tasks

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-__all__ = ["EpochMeans", "means_of_all"]
+__all__ = ["AGREED", "EpochMeans", "means_of_all"]
+
+# Logging of values that are the same on all processes already; without it Lightning warns that they
+# might not be. The largest of equal numbers is that number to the last bit.
+AGREED: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
 
 PENDING = 64  # steps that are kept until they are added up at once
 
