@@ -179,9 +179,10 @@ def test_cosines_far_from_zero(backend: Backend, operand: int) -> None:
     """All rows point nearly the same way, and little is left of a gradient along the sphere."""
     if not backend.has(MMA):
         pytest.skip("no tensor cores")
-    made = cases(20, 13, 33, "cosine", "cross", offset=100.0)
     with precision("high"), forced(mode="panels", products=MMA, operand=operand):
-        check(backend, made, operand)
+        for weighted in (False, True):
+            made = cases(20, 13, 33, "cosine", "cross", weighted=weighted, offset=100.0)
+            check(backend, made, operand)
 
 
 @pytest.mark.parametrize(("d", "first"), [(1, 48), (1, 360), (3, 384)])

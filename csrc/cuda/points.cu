@@ -175,10 +175,10 @@ __global__ void __launch_bounds__(pack_threads)
         // Far from 0 the difference to a rounded mean needs no rounding: rows that are near each
         // other keep their distance.
         const T z_k = f.centred ? T(x) - T(f.mean[k]) : T(x);
-        rounded = S::round(T(double(z_k) * scale));
+        const double scaled = double(z_k) * scale;
+        rounded = S::round(T(scaled));
         spread += away * away;
-        if (f.geometry == Geometry::cosine)
-          length += double(value_of(rounded)) * double(value_of(rounded));
+        if (f.geometry == Geometry::cosine) length += scaled * scaled;
       }
       z[k] = rounded;
       const T seen = multiplied<operand>(rounded);
@@ -189,8 +189,9 @@ __global__ void __launch_bounds__(pack_threads)
       length = warp_sum(length);
       const double inverse = length == 0 ? 0 : 1 / sqrt(length);
       norm = T(inverse);
-      for (int64_t k = lane; k < f.depth; k += 32)
-        z[k] = S::round(T(double(value_of(z[k])) * inverse));
+      if (exists)
+        for (int64_t k = lane; k < f.d; k += 32)  // rounded once
+          z[k] = S::round(T(columns.at(domain, i, k) * scale * inverse));
     }
     longest = larger(longest, double(norm));
     if (lane == 0) {
