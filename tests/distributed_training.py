@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastmmd.train import Aligner, BalancedSampler, DomainPair, FineTuner, Task, TransferGuard
+from fastmmd.train.checkpoints import EveryEpoch
 
 EPOCHS, SIZE, ROWS = 10, 13, 120  # 9 batches of 13 samples an epoch and one of 3
 ALIGNMENTS = {"dan": 1.0, "jan": 1.0, "dann": 0.0, "cdan": 0.0}  # and the weight of each
 DRAWN = 4  # the seed of the balanced draws
-GUARDED = (("ddc", True), ("dann", False))  # the latter has parameters that the twin does not use
 SHARE = 8  # of a batch belongs to the first of two processes, of the last one two samples
 
 
@@ -188,20 +188,27 @@ def measured(rank: int | None) -> dict[str, float]:
     return dict(found)
 
 
-def guarded(alignment: str, global_batch: bool) -> dict[str, Any]:
+class StopAfterOne(L.Callback):
+    """Ends a training early that was to have been longer."""
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        trainer.should_stop = True
+
+
+def guarded(folder: Path) -> dict[str, Any]:
     """A source-only training of two processes, a twin beside an aligned one, and its verdict."""
     source, held_out = (TensorDataset(*points(seed)) for seed in (0, 2))
     target = TensorDataset(points(1)[0])
 
-    def run(*callbacks: L.Callback, **options: Any) -> Aligner:
+    def run(*callbacks: L.Callback, resume: Path | None = None, **options: Any) -> Aligner:
         torch.manual_seed(1)
         aligner = Aligner(
             nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh()),
             nn.Linear(8, 6),
             nn.Linear(6, CLASSES),
             CLASSES,
-            alignment=alignment,
-            global_batch=global_batch,
+            alignment="dann",  # its discriminator has parameters that the twin does not use
+            global_batch=True,
             optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.5),
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
             **options,
@@ -213,18 +220,25 @@ def guarded(alignment: str, global_batch: bool) -> dict[str, Any]:
             precision="64-true",
             callbacks=list(callbacks),
             **two_processes(unused="target_forward" in options),
-            **QUIET,
+            **{**QUIET, "enable_checkpointing": any(isinstance(c, EveryEpoch) for c in callbacks)},
         )
-        trainer.fit(aligner, DomainPair(source, target, batch_size=10, seed=3))
+        data = DomainPair(source, target, batch_size=10, seed=3)
+        trainer.fit(aligner, data, ckpt_path=resume, weights_only=True)
         return aligner
 
     loaders = {name: DataLoader(of, 30) for name, of in (("source", held_out), ("target", target))}
     guard = TransferGuard(**loaders)
     aligned = run(guard)
+    again = TransferGuard(**loaders)
+    run(TransferGuard(**loaders), EveryEpoch(folder), StopAfterOne())
+    resumed = run(again, resume=folder / "last.ckpt")
     assert guard.twin is not None
+    assert again.twin is not None
     return {
         "alone": run(target_forward="none").state_dict(),
         "twin": guard.twin.state_dict(),
+        "resumed twin": again.twin.state_dict(),
+        "resumed": resumed.state_dict(),
         "aligned": aligned.state_dict(),
         "plain": run().state_dict(),
         "word": None if guard.verdict is None else guard.verdict.word,
@@ -255,7 +269,7 @@ def main() -> None:
     found["resumed"] = balanced(folder, 3, folder / "balanced-1.ckpt")
     found["absent"] = [absent(rank, count) for count in (3, 5)]
     found["measured"] = measured(rank)
-    found["guarded"] = {str(case): guarded(*case) for case in GUARDED}
+    found["guarded"] = guarded(folder)
     torch.save(found, folder / f"{rank}.pt")
 
 

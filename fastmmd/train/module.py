@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import lightning as L
+from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor
 
 from fastmmd.train.presence import ClassesSeen, absent_classes, check_labels
@@ -34,11 +35,14 @@ class TransferModule(L.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Checks the labels that are known.
+        """Checks the labels that are known, and takes the precision ``64-true``.
 
         Raises:
             ValueError: A label of the source is no class, or a class has no sample.
         """
+        if isinstance(self.trainer.precision_plugin, DoublePrecision):
+            # Lightning does so only after it has read a checkpoint, which rounds it to float32.
+            self.trainer.precision_plugin.convert_module(self)
         data = getattr(self.trainer, "datamodule", None) if stage == "fit" else None
         classes = self.class_counts().get("")
         if classes is None or data is None or not hasattr(data, "source_labels"):
