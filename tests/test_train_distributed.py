@@ -133,7 +133,7 @@ def test_two_processes_of_lightning_train_as_one(tmp_path: Path) -> None:
         assert results["measured"] == pytest.approx(distributed_training.measured(None), rel=1e-5)
         nothing, message = results["absent"]
         assert not nothing
-        assert "no batch of the first epoch holds a sample of [3, 4] of the 5 classes" in message
+        assert "first whole epoch holds a sample of [3, 4] of the 5 classes" in message
     check_guards(*(results["guarded"] for results in found))
     for alignment in distributed_training.ALIGNMENTS:
         with threads(1):

@@ -102,8 +102,8 @@ class Aligner(TransferModule):
             see :func:`~fastmmd.train.global_discrepancy`. Otherwise each process has its own, and
             the gradients are averaged.
         all_classes: Whether a class without a sample is an error: before the training where the
-            data module tells its labels, otherwise after the first whole epoch, which is in the
-            checkpoints then.
+            data module tells its labels, otherwise after the first whole epoch, whose checkpoint
+            has been made then.
         optimizer: Called with the parameters. Default AdamW at a learning rate of 1e-3.
         scheduler: Called as ``scheduler(optimizer, total_steps)`` and stepped after each optimiser
             step; ``torch.optim.lr_scheduler.CosineAnnealingLR`` fits as it is. Default: none.
@@ -113,7 +113,7 @@ class Aligner(TransferModule):
             alignment, schedule, ``target_forward`` or layer is unknown, or both ``alignment`` and
             ``loss`` are given. In training: a batch without labels, an empty one, a domain whose
             loader has ended, labels that do not fit ``num_classes``, or a class that no batch of
-            the first epoch holds.
+            the first whole epoch holds.
         TypeError: An alignment that is none, or a layer whose output is no tensor.
 
     Example:
@@ -142,7 +142,7 @@ class Aligner(TransferModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = adam,
         scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        super().__init__(all_classes)
+        super().__init__(all_classes, ignored=False)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2; got {num_classes!r}")
         if target_forward not in get_args(TargetForward):
@@ -264,7 +264,7 @@ class Aligner(TransferModule):
         """Begins the means of the epoch.
 
         Raises:
-            ValueError: No batch of the first epoch held a sample of some class.
+            ValueError: No batch of the first whole epoch held a sample of some class.
         """
         super().on_train_epoch_start()
         self.means = EpochMeans()

@@ -99,7 +99,7 @@ class FineTuner(TransferModule):
         ValueError: An argument is out of range or unknown, both or none of ``num_classes`` and
             ``tasks`` are given, or the width of the features is not known. In training: a batch
             without labels, labels that do not fit a task, or a class that no batch of the first
-            epoch holds.
+            whole epoch holds.
         MissingExtraError: The library of a named backbone is missing.
 
     Example:
@@ -135,7 +135,7 @@ class FineTuner(TransferModule):
         distillation: Distillation | None = None,
         all_classes: bool = True,
     ) -> None:
-        super().__init__(all_classes)
+        super().__init__(all_classes, ignored=True)
         _check(optimizer, OPTIMIZERS, "optimizer")
         _check(scheduler, SCHEDULES, "scheduler")
         _check(pooling, get_args(Pooling), "pooling")
@@ -281,7 +281,7 @@ class FineTuner(TransferModule):
         """Begins the means of the epoch.
 
         Raises:
-            ValueError: No batch of the first epoch held a sample of some class.
+            ValueError: No batch of the first whole epoch held a sample of some class.
         """
         super().on_train_epoch_start()
         self._begin_training_means()
@@ -357,6 +357,7 @@ class FineTuner(TransferModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the teacher out."""
+        super().on_save_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         for name in [name for name in state if name.startswith(TEACHER)]:
             del state[name]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor
 
-from fastmmd.train.presence import ClassesSeen, absent_classes, check_labels
+from fastmmd.train.presence import (
+    ClassesSeen,
+    absent_classes,
+    check_labels,
+    passes_over_all,
+)
 
 __all__ = ["TransferModule"]
 
@@ -17,18 +23,24 @@ class TransferModule(L.LightningModule):
     """Finds out classes without a sample, and logs the objective as often as the trainer logs.
 
     Where the labels of all samples are known, that is before the training. Of other data it is the
-    first whole epoch that shows it: the training ends then, but only once the epoch is in the
-    checkpoints and, if it was the only one, callbacks have had their ``on_fit_end``.
+    first whole epoch that shows it: the training ends then, but only once checkpoints of the epoch
+    are made and, if it was the only one, callbacks have had their ``on_fit_end``. An epoch is not
+    whole if it is cut short or resumed in its middle, or if loaders are combined by ``"min_size"``.
 
     Args:
         all_classes: Whether a class without a sample is an error.
+        ignored: Whether samples to train on may have the label -100, which is none.
     """
 
-    def __init__(self, all_classes: bool) -> None:
+    def __init__(self, all_classes: bool, ignored: bool) -> None:
         super().__init__()
         self.all_classes = all_classes
+        self._ignored = ignored
+        self._labels_checked = False
         self._seen: dict[str, ClassesSeen] = {}
+        self._first_batch: int | None = None  # of the epoch that is watched
         self._absent: dict[str, list[int]] = {}
+        self._saved_at = -1  # the step of the last checkpoint
 
     def class_counts(self) -> Mapping[str, int]:
         """Numbers of classes by task; ``""`` is the name of an only one."""
@@ -43,33 +55,48 @@ class TransferModule(L.LightningModule):
         if isinstance(self.trainer.precision_plugin, DoublePrecision):
             # Lightning does so only after it has read a checkpoint, which rounds it to float32.
             self.trainer.precision_plugin.convert_module(self)
+        self._labels_checked = False
         data = getattr(self.trainer, "datamodule", None) if stage == "fit" else None
         classes = self.class_counts().get("")
         if classes is None or data is None or not hasattr(data, "source_labels"):
             return
         labels = data.source_labels()
         if labels is not None:
-            check_labels(labels, classes, self.all_classes)
+            check_labels(labels, classes, self.all_classes, self._ignored)
+            self._labels_checked = True
 
     def on_train_start(self) -> None:
-        """Begins to note which classes have samples."""
-        self._absent = {}
-        counts = self.class_counts() if self.all_classes else {}
+        """Begins to note which classes have samples, unless that is known."""
+        self._absent, self._saved_at, self._first_batch = {}, -1, None
+        watches = self.all_classes and not self._labels_checked and passes_over_all(self.trainer)
+        counts = self.class_counts() if watches else {}
         self._seen = {task: ClassesSeen(count) for task, count in counts.items()}
 
     def on_train_epoch_start(self) -> None:
-        """Ends a training whose first epoch lacked a class.
+        """Ends a training whose first whole epoch lacked a class.
 
         Raises:
             ValueError: No batch held a sample of some class.
         """
         self._refuse_absent()
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Notices an epoch that is resumed in its middle."""
+        if self._first_batch is None:
+            self._first_batch = batch_idx
+
     def on_train_epoch_end(self) -> None:
-        """Looks for classes that the epoch had no sample of, once."""
-        if self._seen:
-            self._absent = absent_classes(self._seen, self.trainer)
-            self._seen = {}
+        """Looks for classes that the epoch had no sample of, if it was the first whole one."""
+        if not self._seen:
+            return
+        absent = absent_classes(self._seen, self.trainer, not self._first_batch)
+        self._first_batch = None
+        if absent is not None:
+            self._absent, self._seen = absent, {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes that there is a checkpoint."""
+        self._saved_at = self.global_step
 
     def on_fit_end(self) -> None:
         """As ``on_train_epoch_start``, of a training that has no second epoch.
@@ -91,9 +118,11 @@ class TransferModule(L.LightningModule):
             f"{absent} of the {counts[task]} classes{f' of {task}' * bool(task)}"
             for task, absent in self._absent.items()
         )
+        kept = " The epoch is in a checkpoint." * (self._saved_at == self.global_step)
         raise ValueError(
-            f"no batch of the first epoch holds a sample of {found}. That epoch is in the"
-            " checkpoints; all_classes=False trains without them"
+            f"no batch of the first whole epoch holds a sample of {found}.{kept}"
+            " all_classes=False trains without them, or where an epoch may by chance not show all"
+            " of the data"
         )
 
     def _log_step(self, objective: Tensor, batch_idx: int) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-__all__ = ["ClassesSeen", "absent_classes", "check_labels"]
+from fastmmd.train.evaluation import IGNORED
+
+__all__ = ["ClassesSeen", "absent_classes", "check_labels", "passes_over_all"]
 
 
 class ClassesSeen:
@@ -26,20 +29,37 @@ class ClassesSeen:
         self.seen.index_fill_(0, entries, 1.0)
 
 
-def absent_classes(found: Mapping[str, ClassesSeen], trainer: L.Trainer) -> dict[str, list[int]]:
+def passes_over_all(trainer: L.Trainer) -> bool:
+    """Whether an epoch that is neither cut short nor resumed ends no loader before its end."""
+    loader: Any = trainer.fit_loop._combined_loader
+    shortened = loader._mode == "min_size" and len(loader.flattened) > 1
+    limit = trainer.limit_train_batches
+    return isinstance(limit, float) and limit == 1.0 and not shortened
+
+
+def absent_classes(
+    found: Mapping[str, ClassesSeen], trainer: L.Trainer, from_start: bool
+) -> dict[str, list[int]] | None:
     """By task, the classes that no process has seen; of tasks of which any was seen.
 
-    Nothing of an epoch that was cut short, by ``limit_train_batches`` or ``max_steps``: that its
-    batches lack a class says nothing of the data.
+    None of an epoch that was not whole: begun in its middle, as a resumed training does, or cut
+    short by ``max_steps``. That its batches lack a class says nothing of the data. All processes
+    must come here.
+
+    Args:
+        found: By task, what this process has seen.
+        trainer: At the end of an epoch.
+        from_start: Whether this process has seen the epoch from its start.
     """
-    whole = isinstance(trainer.limit_train_batches, float) and trainer.limit_train_batches == 1.0
-    if not (whole and trainer.is_last_batch):
-        return {}
     device = trainer.strategy.root_device
+    partial_here = torch.tensor([float(not (from_start and trainer.is_last_batch))])
     empty = {task: torch.zeros(seen.num_classes + 1) for task, seen in found.items()}
-    parts = [(empty[t] if s.seen is None else s.seen).to(device) for t, s in found.items()]
-    whole_of = trainer.strategy.reduce(torch.cat(parts), reduce_op="sum").cpu()
-    counts = whole_of.split([len(part) for part in parts])
+    parts = [partial_here, *(empty[t] if s.seen is None else s.seen for t, s in found.items())]
+    all_parts = torch.cat([part.to(device) for part in parts])
+    whole_of = trainer.strategy.reduce(all_parts, reduce_op="sum").cpu()
+    partial, *counts = whole_of.split([len(part) for part in parts])
+    if partial:
+        return None
     return {
         task: (count[:-1] == 0).nonzero()[:, 0].tolist()
         for task, count in zip(found, counts, strict=True)
@@ -47,17 +67,27 @@ def absent_classes(found: Mapping[str, ClassesSeen], trainer: L.Trainer) -> dict
     }
 
 
-def check_labels(labels: Tensor, num_classes: int, all_classes: bool) -> None:
+def check_labels(labels: Tensor, num_classes: int, all_classes: bool, ignored: bool) -> None:
     """Checks the labels of all samples of a training, where they are known before it.
+
+    Args:
+        labels: [n], whole numbers.
+        num_classes: Number of classes.
+        all_classes: Whether each class needs a sample. Nothing is said of data without any label.
+        ignored: Whether -100 is allowed, of a sample without a label.
 
     Raises:
         ValueError: A label is no class, or, with ``all_classes``, a class has no sample.
     """
     classes, expected = set(labels.unique().tolist()), set(range(num_classes))
+    if ignored:
+        classes -= {IGNORED}
     foreign = sorted(classes - expected)
-    absent = sorted(expected - classes) if all_classes else []
-    if foreign or absent:
-        raise ValueError(
-            f"the labels of the source must be the classes 0 to {num_classes - 1}, each with at"
-            f" least one sample; none has {absent}, and there are {foreign} besides"
-        )
+    absent = sorted(expected - classes) if all_classes and classes else []
+    troubles = [
+        *([f"{foreign} are no classes, which are 0 to {num_classes - 1}"] if foreign else []),
+        *([f"none is of the classes {absent}"] if absent else []),
+    ]
+    if troubles:
+        way_out = "; all_classes=False trains without them" if absent else ""
+        raise ValueError(f"the labels to train on do not fit: {'; '.join(troubles)}{way_out}")
