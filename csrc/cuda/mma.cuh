@@ -82,6 +82,8 @@ struct Mma {
   static constexpr int tile = 128, threads = 256, elements = 64;
   static constexpr int blocks = operand == Operand::tf32x3 ? 1 : 2;  // registers allow no more
   static constexpr bool exact = operand == Operand::tf32x3;
+  static constexpr int oldest = 80;
+  static constexpr int run = 16;
 
   struct Params {};
   static Params params(const Points<T>&) { return {}; }

@@ -19,6 +19,7 @@ struct Simt {
   static constexpr int blocks = R == 8 ? 4 : 2;  // registers allow no more
   static constexpr int elements = R * R;
   static constexpr bool exact = true;
+  static constexpr int oldest = 75;
 
   struct Params {};
   static Params params(const Points<T>&) { return {}; }

@@ -64,7 +64,21 @@ FASTMMD_INLINE int64_t tiles_of(const TileArgs<T>& args, int tile) {
 // Rows of a tile in shared memory: norms and weights of its two sides.
 template <class T, int tile>
 struct Sides {
-  T norms[2][tile], weights[2][tile];
+  alignas(16) T norms[2][tile], weights[2][tile];
+
+  // The same by copies behind the back of the threads (sm_80), which wait for them and synchronise
+  // before they read.
+  __device__ void fetch(const Points<T>& points, const Factor<T>& f, const Tile& at) {
+    constexpr int count = 16 / int(sizeof(T)), vectors = tile / count;
+    for (int v = threadIdx.x; v < 4 * vectors; v += blockDim.x) {
+      const int side = v / vectors % 2, i = v % vectors * count;
+      const int64_t row = (side ? at.J : at.I) + i;
+      const bool second = v >= 2 * vectors;
+      ptx::cp_async16((second ? weights : norms)[side] + i,
+                      (second ? points.weights : f.norms) + row);
+    }
+    ptx::cp_async_commit();
+  }
 
   __device__ void load(const Points<T>& points, const Factor<T>& f, const Tile& at) {
     for (int r = threadIdx.x; r < 2 * tile; r += blockDim.x) {

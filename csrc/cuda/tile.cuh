@@ -12,6 +12,9 @@
 //     multiply(params, f, I, J, shared, u)     u[e] = <z_I+row(e), z_J+column(e)>
 //     exact                                    whether near pairs are worth making again, by
 //     differences(f, I, J, shared, u)          u[e] = |z_I+row(e) - z_J+column(e)|^2
+//     oldest                                   target that its kernels are compiled for
+//     run                                      where it is not exact: so many elements, from a
+//                                              multiple of it on, lie in two rows, by e % 4 / 2
 //
 // One that keeps something from tile to tile, or loads before it is asked to, also has
 //
@@ -103,17 +106,37 @@ struct Chain {
   }
 
   __device__ __forceinline__ void operator()(T D, T& k, T& dk) const {
-    T e;
-    if constexpr (exact) e = DeviceMath<T>::exp(rate * D);
-    else e = ptx::exp2_approx(rate * D);
-    k += weight[0] * e;
-    dk += slope[0] * e;
+    T of_k, of_dk;
+    const T e = parts(D, of_k, of_dk);
+    k += of_k * e;
+    dk += of_dk * e;
+  }
+
+  // The value of a pair of weight a added to the sum; its gradient weight.
+  __device__ __forceinline__ T weigh(T D, T a, T& sum) const {
+    T of_k, of_dk;
+    const T e = a * parts(D, of_k, of_dk);
+    sum += of_k * e;
+    return of_dk * e;
+  }
+
+ private:
+  // e of the first link, and what k and its slope are divided by it: w_0 e + w_1 e^2 + w_2 e^4 +
+  // ... = e (w_0 + e (w_1 + e^2 (w_2 + ..., so that the last link's power is never made.
+  __device__ __forceinline__ T parts(T D, T& of_k, T& of_dk) const {
+    T power[max_chain - 1];
+    if constexpr (exact) power[0] = DeviceMath<T>::exp(rate * D);
+    else power[0] = ptx::exp2_approx(rate * D);
 #pragma unroll
-    for (int q = 1; q < max_chain; ++q) {
-      e *= e;
-      k += weight[q] * e;
-      dk += slope[q] * e;
+    for (int q = 1; q < max_chain - 1; ++q) power[q] = power[q - 1] * power[q - 1];
+    of_k = weight[max_chain - 1];
+    of_dk = slope[max_chain - 1];
+#pragma unroll
+    for (int q = max_chain - 2; q >= 0; --q) {
+      of_k = of_k * power[q] + weight[q];
+      of_dk = of_dk * power[q] + slope[q];
     }
+    return power[0];
   }
 };
 
@@ -168,6 +191,16 @@ struct Totals {
       for (int which = 0; which < 3; ++which) sums[which] += total[which];
   }
 };
+
+// Neighbouring columns in shared memory, the first of an even number.
+template <class T>
+struct alignas(2 * sizeof(T)) Two {
+  T e[2];
+};
+template <class T>
+__device__ __forceinline__ Two<T> two(const T* at) {
+  return *reinterpret_cast<const Two<T>*>(at);
+}
 
 // What a pair's part of the sum over all ordered pairs is divided by.
 template <class T>
@@ -234,13 +267,21 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
   __shared__ Sides<T, tile> sides;
   constexpr int warps = Products::threads / 32;
   __shared__ double room[warps];
-  __shared__ double totals[warps][3];  // xx, yy, xy
-  __shared__ Tile next;                // one thread works it out
+  // Of xx, yy, xy:
+  __shared__ double totals[warps][3];
+  __shared__ double shares[3];  // of a pair in the sum
+  __shared__ T slopes[3];
+  __shared__ Tile next;  // one thread works it out
   const Points<T>& points = args.points;
   const Factor<T>& f = points.factors[0];
   const Resolved<T>& resolved = *points.resolved;
   const bool radial = gaussian || f.geometry == Geometry::radial;
   if (threadIdx.x % 32 < 3) totals[threadIdx.x / 32][threadIdx.x % 32] = 0;
+  if (threadIdx.x < 3) {
+    const double C = 1 / (threadIdx.x < 2 ? resolved.by.within[threadIdx.x] : resolved.by.across);
+    shares[threadIdx.x] = C;
+    slopes[threadIdx.x] = T((radial ? -4 : 2) * C * double(resolved.gain));
+  }
   segments.load(resolved.kernel[0]);
   Products products;
   constexpr bool looks_ahead = LooksAhead<Products>::value;
@@ -256,8 +297,10 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     if constexpr (looks_ahead) products.hand_back();
     __syncthreads();  // what is read of the last tile may be overwritten
     const Tile at = next;
-    sides.load(points, f, at);
+    if constexpr (Products::oldest >= 80) sides.fetch(points, f, at);
+    else sides.load(points, f, at);
     products.multiply(params, f, at.I, at.J, shared, u);
+    if constexpr (Products::oldest >= 80) ptx::cp_async_wait<0>();
     __syncthreads();
     if (t + gridDim.x < tiles) {
       if (threadIdx.x == 0) next = tile_of(args, t + gridDim.x, tile);
@@ -265,8 +308,10 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
         products.template look_ahead<Shared::stage>(params, f, next, shared);
     }
     const double copies = args.triangle ? (at.I == at.J ? 1 : 2) : args.copies;
-    const double C = 1 / divisor(points, resolved.by, at);
-    const T slope = T((radial ? -4 : 2) * C * double(resolved.gain));
+    const int domain = points.domain(at.I);
+    const int which = domain == points.domain(at.J) ? domain : 2;
+    const double C = shares[which];
+    const T slope = slopes[which];
     const bool diagonal = at.I == at.J, mute = diagonal && !points.pairs.self_within;
     // Which pairs count for nothing though both rows exist, and which do not push each other.
     auto silent = [&](int i, int j) { return mute && i == j; };
@@ -285,7 +330,34 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
     };
     if constexpr (gaussian) {
       using Gaussians = Chain<Products::exact, T>;
-      if (Products::exact || diagonal || segments.count != 1 || isfinite(offset)) {
+      bool lone = false;  // by far the most common tile, for which everything else is left out
+      if constexpr (!Products::exact) {
+        lone = !diagonal && segments.count == 1 && !isfinite(offset);
+        if (lone) {
+          const Gaussians chain(segments.segment[0], slope);
+          T of_row[2][2];  // norms and weights
+#pragma unroll
+          for (int e = 0; e < elements; e += 4) {
+            const int j = Products::column(e);
+            const Two<T> norms = two(sides.norms[1] + j), masses = two(sides.weights[1] + j);
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              if (e % Products::run == 0) {
+                of_row[0][h] = sides.norms[0][Products::row(e + 2 * h)];
+                of_row[1][h] = sides.weights[0][Products::row(e + 2 * h)];
+              }
+              T g[2];
+#pragma unroll
+              for (int c = 0; c < 2; ++c) {
+                const T D = fmaf(T(-2), u[e + 2 * h + c], of_row[0][h] + norms.e[c]);
+                g[c] = chain.weigh(ptx::max_nan(D, T(0)), of_row[1][h] * masses.e[c], sum);
+              }
+              put(e + 2 * h, g);
+            }
+          }
+        }
+      }
+      if (!lone) {
         to_distances();
         constexpr int group = sizeof(T) == 8 ? 2 : 4;
 #pragma unroll
@@ -305,23 +377,6 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
             dk[e] *= self(i, j) ? T(0) : a;
             if (e % 2) put(first + e - 1, {dk[e - 1], dk[e]});
           }
-        }
-      } else {  // by far the most common: everything else is left out
-        const Gaussians chain(segments.segment[0], slope);
-#pragma unroll
-        for (int e = 0; e < elements; e += 2) {
-          T g[2];
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            const int i = Products::row(e), j = Products::column(e) + c;
-            T k = 0, dk = 0;
-            chain(ptx::max_nan(fmaf(T(-2), u[e + c], sides.norms[0][i] + sides.norms[1][j]), T(0)),
-                  k, dk);
-            const T a = sides.weights[0][i] * sides.weights[1][j];
-            sum += a * k;
-            g[c] = a * dk;
-          }
-          put(e, g);
         }
       }
     } else {
@@ -371,11 +426,8 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
       for (int e = 0; e < elements; e += 2)
         put(e, {element(e, statistic(e)), element(e + 1, statistic(e + 1))});
     }
-    const double total = warp_sum(copies * double(sum));
-    if (threadIdx.x % 32 == 0) {
-      const int domain = points.domain(at.I);
-      totals[threadIdx.x / 32][domain == points.domain(at.J) ? domain : 2] += total;
-    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) totals[threadIdx.x / 32][which] += copies * double(sum);
     if constexpr (gradient) {
       __syncthreads();
       if (apart) {

@@ -24,6 +24,8 @@ class Wgmma {
   static constexpr int blocks = 2;
   static constexpr int elements = 64;
   static constexpr bool exact = false;
+  static constexpr int oldest = 90;
+  static constexpr int run = 64;
   static constexpr bool looks_ahead = true;
 
  private:
