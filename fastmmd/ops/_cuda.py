@@ -8,6 +8,7 @@ nothing is copied from memory of the host.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -226,46 +227,63 @@ class _Call:
             self.w = torch.empty(
                 (moving, most * columns), dtype=_STORED[road.operand], device=device
             )
+        room_of_w = list(self.w)
         v = [  # of x and y
             None if v is None else (v[b] if self.batched else v).zero_() for v in self.outputs[1:3]
         ]
         second = _roads.round_up(n, _roads.BLOCK_ROWS)  # the first packed row of y
         native.begin()
+        addresses = [of.data_ptr() for of in room_of_w]
+
+        # Panels share sides and shapes: what looks at a part of a tensor takes the host its time.
+        @functools.cache
+        def side(row: int, rows: int) -> _Side:
+            return _Side(v, self.z, widths[:moving], row, rows, second)
+
+        @functools.cache
+        def weights(
+            rows: int, columns: int, first: int, mirror: int
+        ) -> list[tuple[Tensor, Tensor]]:
+            """Of a panel of that shape: its first rows, and its first columns as rows."""
+            w = [of[: rows * columns].view(rows, columns) for of in room_of_w]
+            return [(of[:first], of[:, :mirror].T) for of in w]
+
         for row, rows, column, columns in pieces:
-            sides = [_Side(v, row, rows, n, second)]
-            if row != column:  # the panel stands for its mirror
-                sides.append(_Side(v, column, columns, n, second))
-            w = [of[: rows * columns].view(rows, columns) for of in self.w]
-            wanted = any(side.v is not None for side in sides)
-            native.panel(
-                row, rows, column, columns, [of.data_ptr() for of in w] if wanted else [], room
-            )
+            first, other = side(row, rows), side(column, columns)
+            # Off the diagonal the panel stands for its mirror.
+            mirror = other.count if row != column else 0
+            wanted = bool(first.count or mirror)
+            native.panel(row, rows, column, columns, addresses if wanted else [], room)
             if not wanted:
                 continue
-            offset = 0
-            for of, z, d in zip(w, self.z, widths, strict=False):
-                over = slice(offset, offset + d)
-                first, *mirror = sides
-                if first.v is not None:
-                    add_product(first.v[:, over], of[: first.count], z[column:][:columns, :d])
-                if mirror and mirror[0].v is not None:
-                    add_product(
-                        mirror[0].v[:, over], of[:, : mirror[0].count].T, z[row:][:rows, :d]
-                    )
-                offset += d
+            w = weights(rows, columns, first.count, mirror)
+            for k, (of, mirrored) in enumerate(w):
+                if first.count:
+                    add_product(first.v[k], of, other.z[k])
+                if mirror:
+                    add_product(other.v[k], mirrored, first.z[k])
         native.finish()
 
 
 class _Side:
-    """Packed rows [first, first + count) of one sample: the rows of its gradient that exist."""
+    """Packed rows [first, first + count) of one sample, by factor; rows of v that exist."""
 
     def __init__(
-        self, v: Sequence[Tensor | None], first: int, count: int, n: int, second: int
+        self,
+        v: Sequence[Tensor | None],
+        z: Sequence[Tensor],
+        widths: Sequence[int],
+        first: int,
+        count: int,
+        second: int,
     ) -> None:
         domain = int(first >= second)
         of, at = v[domain], first - domain * second
-        self.v = None if of is None else of[at : at + count]
-        self.count = 0 if self.v is None else len(self.v)
+        self.z = [t[first : first + count, :d] for t, d in zip(z, widths, strict=False)]
+        ends = itertools.accumulate(widths)
+        parts = [slice(end - d, end) for end, d in zip(ends, widths, strict=True)]
+        self.v = [] if of is None else [of[at : at + count, part] for part in parts]
+        self.count = len(self.v[0]) if self.v else 0
 
 
 def _element(t: Tensor | None, b: int) -> int:
