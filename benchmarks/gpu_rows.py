@@ -10,6 +10,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ from benchmarks.gpu_accuracy import accuracy
 from benchmarks.gpu_device import Device, Lane, precision
 from benchmarks.gpu_features import features
 from benchmarks.gpu_journal import LOST, Journal, context_is_lost
-from benchmarks.gpu_work import avoiding, stand_in, taken, work
+from benchmarks.gpu_work import avoiding, fusing, stand_in, taken, without_clusters, work
 from benchmarks.peers import MULTIPLIERS, Objective, errors, run
 from fastmmd import reference
 from fastmmd.bench.clock import rotated
@@ -240,7 +241,7 @@ class Bench:
         return self.compare(case, lanes, {"torch.mm": self.product(dtype)})
 
     def roads(self) -> list[Record]:
-        """Sizes at which roads meet: the one that is taken, beside what would be without it."""
+        """Sizes at which roads meet: the one that is taken, beside the others."""
         records = []
         for n, d, precision_ in (
             (256, 256, "highest"),
@@ -252,12 +253,17 @@ class Bench:
             (8192, 256, "high"),
         ):
             case = self.case(n, d, precision=precision_)
-            mode = "small" if n + n <= 1024 else "fused"
+            ours = ours_of(case)
+            others = {"fused": fusing, "panels": partial(avoiding, "fused")}
+            if precision_ == "high":
+                others["panels, no clusters"] = partial(without_clusters, "fused")
+            if n + n <= 1024:
+                others = {"not small": partial(avoiding, "small")}
             lanes = {
-                "fastmmd": (ours_of(case), "gradients"),
-                f"fastmmd, not {mode}": (not_by(mode, ours_of(case)), "gradients"),
+                f"fastmmd, {name}": (under(road, ours), "gradients")
+                for name, road in others.items()
             }
-            records += self.compare(case, lanes, seconds=1.0)
+            records += self.compare(case, {"fastmmd": (ours, "gradients")} | lanes, seconds=1.5)
         return records
 
     def eager(self) -> list[Record]:
@@ -368,11 +374,11 @@ def ours_of(case: Case) -> Objective:
     return lambda x, y: fm.mmd2(x, y, kernel)
 
 
-def not_by(mode: str, objective: Objective) -> Objective:
+def under(road: Callable[[], AbstractContextManager[None]], objective: Objective) -> Objective:
     """The objective on another road."""
 
     def on_it(x: Tensor, y: Tensor) -> Tensor:
-        with avoiding(mode):
+        with road():
             return objective(x, y)
 
     return on_it
@@ -413,15 +419,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--journal", type=Path, required=True)
     parser.add_argument("--rows", default=",".join(ROWS), help="names, with commas between")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, at toy sizes")
+    parser.add_argument("--no-clusters", action="store_true", help="where they do not work")
     options = parser.parse_args(arguments)
-    journal = Journal(options.journal)
+    with without_clusters() if options.no_clusters else nullcontext():
+        return run_rows(Journal(options.journal), options.rows.split(","), options.dry_run)
+
+
+def run_rows(journal: Journal, rows: list[str], dry: bool) -> int:
+    """Those that the journal has no end of."""
     bench = None
-    for name in options.rows.split(","):
+    for name in rows:
         if name in journal.ended():
             continue
         journal.begin(name)
         try:
-            bench = bench or Bench(Device(options.dry_run))
+            bench = bench or Bench(Device(dry))
             records = ROWS[name](bench)
         except Exception as error:  # of a row: the others go on
             traceback.print_exc()

@@ -10,7 +10,12 @@ from fastmmd.checks import BIASED
 from fastmmd.ops import _cuda, _roads
 from fastmmd.ops._roads import FUSED, PANELS, SMALL, Device, Road
 
-PRODUCTS = {_roads.SIMT: "multiply-adds", _roads.MMA: "mma.sync", _roads.WGMMA: "wgmma"}
+PRODUCTS = {
+    _roads.SIMT: "multiply-adds",
+    _roads.MMA: "mma.sync",
+    _roads.WGMMA: "wgmma",
+    _roads.CLUSTERS: "wgmma in clusters",
+}
 OPERANDS = {
     _roads.FLOAT32: "float32",
     _roads.FLOAT64: "float64",
@@ -44,14 +49,17 @@ def choosing(choose: Callable[..., Road]) -> Iterator[None]:
 def taken(call: Callable[[], object]) -> Road | None:
     """The road that a call of ours takes; None if it takes none, as on a CPU."""
     roads: list[Road] = []
-    choose = _cuda.choose
+    make = _cuda._Call.make
 
-    def recording(*args: Any) -> Road:
-        roads.append(choose(*args))
-        return roads[-1]
+    def recording(self: _cuda._Call, road: Road, *args: int) -> Any:
+        roads.append(road)
+        return make(self, road, *args)
 
-    with choosing(recording):
+    _cuda._Call.make = recording  # type: ignore[method-assign]
+    try:
         call()
+    finally:
+        _cuda._Call.make = make  # type: ignore[method-assign]
     return roads[-1] if roads else None
 
 
@@ -64,6 +72,33 @@ def avoiding(*modes: str) -> Iterator[None]:
         return before(*args[:-1], tuple(mode for mode in args[-1] if mode not in modes))
 
     with choosing(choose):
+        yield
+
+
+@contextmanager
+def fusing() -> Iterator[None]:
+    """Let the fused road be taken wherever it can be."""
+    before = _cuda.choose
+
+    def choose(*args: Any) -> Road:
+        road = before(*args)
+        return road._replace(mode=FUSED, products=_roads.MMA) if FUSED in args[-1] else road
+
+    with choosing(choose):
+        yield
+
+
+@contextmanager
+def without_clusters(*modes: str) -> Iterator[None]:
+    """Let thread blocks load all of their rows themselves; without these modes, too."""
+    before = _cuda.choose
+
+    def choose(*args: Any) -> Road:
+        road = before(*args)
+        shared = road.products == _roads.CLUSTERS
+        return road._replace(products=_roads.WGMMA) if shared else road
+
+    with choosing(choose), avoiding(*modes):
         yield
 
 

@@ -34,7 +34,18 @@ import fastmmd as fm
 from fastmmd import ops, reference
 from fastmmd.checks import BIASED
 from fastmmd.ops import _cuda, _roads
-from fastmmd.ops._roads import BFLOAT16, FLOAT16, FLOAT32, MMA, SIMT, TF32, TF32X3, WGMMA, Road
+from fastmmd.ops._roads import (
+    BFLOAT16,
+    CLUSTERS,
+    FLOAT16,
+    FLOAT32,
+    MMA,
+    SIMT,
+    TF32,
+    TF32X3,
+    WGMMA,
+    Road,
+)
 
 PLAIN = [(e, w) for e, w in WITH_AND_WITHOUT_WEIGHTS if e in ("biased", "unbiased", "cross")]
 FEW = ("linear", "block", "incomplete")
@@ -219,6 +230,7 @@ PRODUCTS = [
     (WGMMA, TF32),
     (WGMMA, BFLOAT16),
     (WGMMA, FLOAT16),
+    (CLUSTERS, TF32),
 ]
 
 
@@ -243,6 +255,26 @@ def test_tensor_cores(
         pytest.skip("no such products")
     with precision("high"), forced(mode="panels", products=products, operand=operand):
         check(backend, cases(150, 37, 40, kernel, estimator, weighted=weighted), operand)
+
+
+# Rows of one, two and three tiles, and with an odd one at the edge; steps that fill no ring, and
+# several rounds of it.
+@pytest.mark.parametrize(("n", "m", "d"), [(300, 130, 200), (90, 260, 97), (256, 384, 30)])
+@pytest.mark.parametrize("operand", [TF32, BFLOAT16, FLOAT16])
+def test_clusters(backend: Backend, operand: int, n: int, m: int, d: int) -> None:
+    if not backend.has(CLUSTERS):
+        pytest.skip("no such products")
+    made = cases(n, m, d, "bank")[:2]
+    with precision("high"):
+        with forced(mode="panels", products=CLUSTERS, operand=operand):
+            check(backend, made, operand)
+            runs = [on(backend)(made[0]) for _ in range(2)]
+        with forced(mode="panels", products=WGMMA, operand=operand):
+            alone = on(backend)(made[0])
+    for name, t in runs[0].items():
+        assert torch.equal(t, runs[1][name])
+        if name != "value":  # blocks take other tiles, and sums have another order
+            assert torch.equal(t, alone[name])
 
 
 @pytest.mark.parametrize(
@@ -628,6 +660,7 @@ NEAR_ROADS = [
     ("panels", MMA, TF32),
     ("panels", WGMMA, TF32),
     ("panels", WGMMA, BFLOAT16),
+    ("panels", CLUSTERS, TF32),
     ("fused", MMA, TF32X3),
     ("fused", MMA, TF32),
     ("fused", MMA, BFLOAT16),

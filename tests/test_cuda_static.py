@@ -32,13 +32,11 @@ SPILLS = {
     ("90a", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
     ("120", "pack_kernel<float64, double>"),
     ("100", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
-    ("120", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
+    ("100", "tile_kernel<Simt<float32, 64, 8>, false, false>"),
     ("120", "tile_kernel<Simt<float32, 64, 8>, false, false>"),
-    ("120", "tile_kernel<Simt<float32, 64, 8>, false, true>"),
     # Where pairs may be very near; not on the way of wide Gaussians.
     *(
-        (target, f"tile_kernel<Mma<{operand}>, true, true>")
-        for target in ("100", "120")
+        ("100", f"tile_kernel<Mma<{operand}>, true, true>")
         for operand in ("bfloat16", "float16", "tf32")
     ),
 }

@@ -309,8 +309,8 @@ def test_floors_come_from_the_rates_of_the_run() -> None:
     ("n", "d", "precision", "dtype", "road", "times"),
     [
         (64, 256, "highest", torch.float32, "small, multiply-adds of float32", None),
-        (16384, 512, "highest", torch.bfloat16, "panels, wgmma of bfloat16", 1),
-        (4096, 2048, "high", torch.float32, "panels, wgmma of tf32", 1),
+        (16384, 512, "highest", torch.bfloat16, "panels, wgmma in clusters of bfloat16", 1),
+        (4096, 2048, "high", torch.float32, "panels, wgmma in clusters of tf32", 1),
         # three products of TF32, and one of float32 twice as large
         (4096, 2048, "highest", torch.float32, "panels, mma.sync of 3 x tf32", 5 / 3),
     ],
@@ -327,16 +327,18 @@ def test_arithmetic_of_a_road(
         assert found.executed == pytest.approx(times * Cell(n, d, 0).flop("gradients"), rel=0.02)
 
 
-def test_roads_that_are_avoided() -> None:
-    from benchmarks.gpu_work import STAND_IN, avoiding, taken
+def test_roads_that_are_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.gpu_work import STAND_IN, avoiding, fusing, taken, without_clusters
     from fastmmd.checks import BIASED
     from fastmmd.ops import _cuda, _roads
 
     needs = (True, True, False, False, False, False)
     facts = (4096, 4096, (64,), torch.float32, "highest", STAND_IN, (0,) * 5, BIASED, False, needs)
 
+    monkeypatch.setattr(_cuda._Call, "make", lambda self, road, *args: None)
+
     def call() -> None:
-        _cuda.choose(*facts, _roads.ALL_MODES)
+        _cuda._Call.make(None, _cuda.choose(*facts, _roads.ALL_MODES), 0)  # type: ignore[arg-type]
 
     first = taken(call)
     assert first is not None
@@ -349,6 +351,17 @@ def test_roads_that_are_avoided() -> None:
     assert second is not None
     assert second.mode != first.mode
     assert taken(call) == first
+
+    facts = (4096, 4096, (256,), torch.float32, "high", *facts[5:])
+    clusters = taken(call)
+    assert clusters is not None
+    assert clusters.products == _roads.CLUSTERS
+    for change, road in (
+        (without_clusters, clusters._replace(products=_roads.WGMMA)),
+        (fusing, clusters._replace(mode="fused", products=_roads.MMA)),
+    ):
+        with change():
+            assert taken(call) == road
 
 
 def test_floors_of_the_documentation() -> None:

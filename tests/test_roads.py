@@ -11,6 +11,7 @@ from fastmmd.checks import BIASED, BLOCK, CROSS, INCOMPLETE, LINEAR, RESOLVE
 from fastmmd.ops import _roads
 from fastmmd.ops._roads import (
     BFLOAT16,
+    CLUSTERS,
     FLOAT16,
     FLOAT32,
     FLOAT64,
@@ -172,7 +173,7 @@ def test_operands(dtype: torch.dtype, setting: str, operand: int) -> None:
     assert (found.products, found.operand) == (MMA, operand)
     found = choose(dtype=dtype, setting=setting)
     assert found.operand == operand
-    assert found.products == (MMA if operand == TF32X3 else WGMMA)
+    assert found.products == (MMA if operand == TF32X3 else CLUSTERS)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,9 @@ def test_turing_has_none_of_the_tensor_cores(dtype: torch.dtype) -> None:
 
 def test_wgmma_is_hoppers() -> None:
     high = {"setting": "high"}
-    assert choose(**high).products == WGMMA  # type: ignore[arg-type]
+    assert choose(**high).products == CLUSTERS  # type: ignore[arg-type]
+    for single in ({"families": (LAPLACIAN,)}, {"needs": (True,) * 6}, {"needs": NOTHING}):
+        assert choose(**high, **single).products == WGMMA  # type: ignore[arg-type]
     for device in (AMPERE, ADA, HOPPER._replace(capability=(10, 0))):
         assert choose(device=device, **high).products == MMA  # type: ignore[arg-type]
     without = HOPPER._replace(architectures="80 80-ptx")
@@ -292,7 +295,7 @@ def test_fused() -> None:
 
 def test_fused_beside_wgmma() -> None:
     assert choose(widths=(64,), setting="high") == ("fused", MMA, TF32, 0)
-    assert choose(widths=(65,), setting="high")[:3] == ("panels", WGMMA, TF32)
+    assert choose(widths=(65,), setting="high")[:3] == ("panels", CLUSTERS, TF32)
     assert choose(widths=(256,), setting="highest") == ("fused", MMA, TF32X3, 0)
 
 

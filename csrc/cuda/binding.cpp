@@ -27,7 +27,7 @@ using WithoutGil = py::call_guard<py::gil_scoped_release>;
 
 cuda::Launch launch_of(uintptr_t scales, uintptr_t coefficients, int products, int operand,
                        const Addresses& z, const Widths& widths, uintptr_t stream, int device) {
-  require(products >= 0 && products <= 2, "products must be 0, 1 or 2");
+  require(products >= 0 && products <= 3, "products must be 0 to 3");
   require(operand >= 0 && operand < cuda::num_operands, "operand must be 0 to 5");
   require(z.size() == widths.size(), "there must be one z for each width");
   require(device >= 0, "device must not be negative");

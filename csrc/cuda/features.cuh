@@ -168,7 +168,7 @@ struct ProjectionTiles {
   __device__ __forceinline__ void make(const Tile& here, bool more, const Tile& next) {
     const Factor<T>& f = args.tiles.points.factors[0];
     T u[Products::elements];
-    if constexpr (looks_ahead) products.hand_back();
+    if constexpr (looks_ahead) products.hand_back(f, dynamic_shared());
     __syncthreads();  // what is read of the last tile may be overwritten
     for (int i = threadIdx.x; i < tile; i += threads)
       room.weights[i] = args.tiles.points.weights[here.J + i];

@@ -291,7 +291,7 @@ class Pass {
     if (points.num_factors > 1) return product_tiles(tiles, launch_, gradient);
     if constexpr (sizeof(T) == 4) {
       if (launch_.products == Products::mma) return mma_tiles(tiles, launch_, gaussian(), gradient);
-      if (launch_.products == Products::wgmma)
+      if (launch_.products != Products::simt)
         return wgmma_tiles(tiles, launch_, gaussian(), gradient);
     }
     simt_tiles(tiles, launch_, gaussian(), gradient);

@@ -28,8 +28,8 @@ enum class Operand : int {
 constexpr int num_operands = 6;
 
 // What makes the inner products of a tile: multiply-adds of each thread, mma.sync (sm_80 and
-// later), wgmma (sm_90a).
-enum class Products : int { simt = 0, mma = 1, wgmma = 2 };
+// later), wgmma (sm_90a), wgmma of thread blocks that load rows for each other.
+enum class Products : int { simt = 0, mma = 1, wgmma = 2, clusters = 3 };
 
 constexpr int64_t block_rows = 128;  // samples are padded to multiples of it
 constexpr int64_t depth_unit = 32;   // and rows, in elements

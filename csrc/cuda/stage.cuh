@@ -33,7 +33,7 @@ struct Tile {
 template <class T>
 __device__ inline Tile tile_of(const TileArgs<T>& args, int64_t t, int tile) {
   constexpr int64_t band = 8;
-  const int64_t columns = args.columns / tile;
+  const int64_t columns = (args.columns + tile - 1) / tile, rows = (args.rows + tile - 1) / tile;
   if (args.triangle) {
     int64_t j = int64_t((sqrt(8.0 * double(t) + 1) - 1) / 2);  // j (j + 1) / 2 tiles are left of j
     while (j * (j + 1) / 2 > t) --j;
@@ -48,7 +48,7 @@ __device__ inline Tile tile_of(const TileArgs<T>& args, int64_t t, int tile) {
     }
     return {args.row + i * tile, args.column + (first + at % width) * tile};
   }
-  const int64_t first = t / (band * columns) * band, left = args.rows / tile - first;
+  const int64_t first = t / (band * columns) * band, left = rows - first;
   const int64_t at = t - first * columns;
   if (left >= band)  // divisions of 64 bits are long
     return {args.row + (first + at % band) * tile, args.column + at / band * tile};
@@ -57,7 +57,7 @@ __device__ inline Tile tile_of(const TileArgs<T>& args, int64_t t, int tile) {
 
 template <class T>
 FASTMMD_INLINE int64_t tiles_of(const TileArgs<T>& args, int tile) {
-  const int64_t rows = args.rows / tile, columns = args.columns / tile;
+  const int64_t rows = (args.rows + tile - 1) / tile, columns = (args.columns + tile - 1) / tile;
   return args.triangle ? columns * (columns + 1) / 2 : rows * columns;
 }
 

@@ -23,7 +23,9 @@
 //     look_ahead<stage>(params, f, next, shared)   all are done with the products of a tile; so
 //                                                  many bytes of shared memory are about to be
 //                                                  written. Thread 0 alone may read `next`
-//     hand_back()                                  the stage will not be touched any more
+//     hand_back(f, shared)                         the stage will not be touched any more
+//     cluster                                      thread blocks that make products together, of
+//                                                  one tile each: 1, or 4 of 2 x 2 tiles
 //
 // Everything after the inner products is written once, here. Signs and factors of the gradient
 // weights g are those of the CPU's tile loop: with C a_i a_j k the pair's part of the sum over all
@@ -41,6 +43,13 @@ template <class Products, class = void>
 struct LooksAhead : std::false_type {};
 template <class Products>
 struct LooksAhead<Products, std::enable_if_t<Products::looks_ahead>> : std::true_type {};
+
+// Thread blocks that share rows: a cluster takes a square of so many tiles.
+template <class Products>
+constexpr int cluster_of() {
+  if constexpr (LooksAhead<Products>::value) return Products::cluster;
+  else return 1;
+}
 
 // The segments of one factor in shared memory; terms gathers what they say of terms by link.
 template <class T>
@@ -106,37 +115,40 @@ struct Chain {
   }
 
   __device__ __forceinline__ void operator()(T D, T& k, T& dk) const {
-    T of_k, of_dk;
-    const T e = parts(D, of_k, of_dk);
-    k += of_k * e;
-    dk += of_dk * e;
+    T e = first(D);
+    k += weight[0] * e;
+    dk += slope[0] * e;
+#pragma unroll
+    for (int q = 1; q < max_chain; ++q) {
+      e *= e;
+      k += weight[q] * e;
+      dk += slope[q] * e;
+    }
   }
 
-  // The value of a pair of weight a added to the sum; its gradient weight.
+  // The value of a pair of weight a added to the sum; its gradient weight. Three multiplications
+  // less, for as many registers: w_0 e + w_1 e^2 + w_2 e^4 + ... is made as
+  // e (w_0 + e (w_1 + e^2 (w_2 + ..., which never makes the last link's power.
   __device__ __forceinline__ T weigh(T D, T a, T& sum) const {
-    T of_k, of_dk;
-    const T e = a * parts(D, of_k, of_dk);
-    sum += of_k * e;
-    return of_dk * e;
+    T power[max_chain - 1];
+    power[0] = first(D);
+#pragma unroll
+    for (int q = 1; q < max_chain - 1; ++q) power[q] = power[q - 1] * power[q - 1];
+    T k = weight[max_chain - 1], dk = slope[max_chain - 1];
+#pragma unroll
+    for (int q = max_chain - 2; q >= 0; --q) {
+      k = k * power[q] + weight[q];
+      dk = dk * power[q] + slope[q];
+    }
+    a *= power[0];
+    sum += a * k;
+    return a * dk;
   }
 
  private:
-  // e of the first link, and what k and its slope are divided by it: w_0 e + w_1 e^2 + w_2 e^4 +
-  // ... = e (w_0 + e (w_1 + e^2 (w_2 + ..., so that the last link's power is never made.
-  __device__ __forceinline__ T parts(T D, T& of_k, T& of_dk) const {
-    T power[max_chain - 1];
-    if constexpr (exact) power[0] = DeviceMath<T>::exp(rate * D);
-    else power[0] = ptx::exp2_approx(rate * D);
-#pragma unroll
-    for (int q = 1; q < max_chain - 1; ++q) power[q] = power[q - 1] * power[q - 1];
-    of_k = weight[max_chain - 1];
-    of_dk = slope[max_chain - 1];
-#pragma unroll
-    for (int q = max_chain - 2; q >= 0; --q) {
-      of_k = of_k * power[q] + weight[q];
-      of_dk = of_dk * power[q] + slope[q];
-    }
-    return power[0];
+  __device__ __forceinline__ T first(T D) const {
+    if constexpr (exact) return DeviceMath<T>::exp(rate * D);
+    else return ptx::exp2_approx(rate * D);
   }
 };
 
@@ -209,8 +221,9 @@ __device__ inline double divisor(const Points<T>& points, const Divisors& by, co
   return domain == points.domain(at.J) ? by.within[domain] : by.across;
 }
 
-// The dynamic shared memory: the products' rooms, afterwards the slots of add_terms and then the
-// stage; behind them, for kernels that are not looped over in registers, statistics of the tile.
+// The shared memory, all of it dynamic: the products' rooms, afterwards the slots of add_terms and
+// then the stage; behind them, for kernels that are not looped over in registers, statistics of the
+// tile; at last what the threads tell each other.
 template <class Products, bool gaussian, bool gradient>
 struct TileShared {
   using T = typename Products::T;
@@ -221,8 +234,38 @@ struct TileShared {
   static constexpr int staged = of<T> > slots ? of<T> : slots;
   static constexpr int stage = !gaussian ? staged : gradient ? of<E> : 0;
   static constexpr int first = stage > Products::shared_bytes ? stage : Products::shared_bytes;
-  static constexpr int bytes = first + (gaussian ? 0 : of<T>);
+  static constexpr int warps = Products::threads / 32;
+  struct Told {
+    Sides<T, Products::tile> sides;
+    Segments<T> segments;
+    double room[warps];
+    // Of xx, yy, xy:
+    double totals[warps][3];
+    double shares[3];  // of a pair in the sum
+    T slopes[3];
+    Tile next;  // one thread works it out
+  };
+  static constexpr int told = int(round_up(first + (gaussian ? 0 : of<T>), 16));
+  static constexpr int bytes = told + int(sizeof(Told));
 };
+
+// Blocks of one multiprocessor that registers are left for: not more than its shared memory holds.
+template <class Products, bool gaussian, bool gradient>
+constexpr int tile_blocks() {
+#if !defined(__CUDA_ARCH__)
+  constexpr int room = 227 << 10;
+#elif __CUDA_ARCH__ < 800
+  constexpr int room = 64 << 10;
+#elif __CUDA_ARCH__ < 900
+  constexpr int room = 164 << 10;
+#elif __CUDA_ARCH__ < 1200
+  constexpr int room = 227 << 10;
+#else
+  constexpr int room = 100 << 10;
+#endif
+  constexpr int fit = room / (TileShared<Products, gaussian, gradient>::bytes + 1024);
+  return !gaussian || fit < 1 ? 1 : fit < Products::blocks ? fit : Products::blocks;
+}
 
 // D = |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> in the place of the inner products. Whether some pairs may
 // be very near: the same for all threads, all of which call it.
@@ -254,7 +297,7 @@ __device__ __forceinline__ bool distances(const Factor<T>& f, const Tile& at, T 
 // One factor. `gaussian`: all its terms are, and nobody asks for gradients of weights or terms;
 // then the elements of a tile stay in registers.
 template <class Products, bool gaussian, bool gradient>
-__global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks : 1)
+__global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gaussian, gradient>())
     tile_kernel(const __grid_constant__ TileArgs<typename Products::T> args,
                 const __grid_constant__ typename Products::Params params) {
   using T = typename Products::T;
@@ -263,15 +306,8 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
   using E = typename Shared::E;
   char* const shared = dynamic_shared();
   E* const weights = reinterpret_cast<E*>(shared);  // the stage
-  __shared__ Segments<T> segments;
-  __shared__ Sides<T, tile> sides;
-  constexpr int warps = Products::threads / 32;
-  __shared__ double room[warps];
-  // Of xx, yy, xy:
-  __shared__ double totals[warps][3];
-  __shared__ double shares[3];  // of a pair in the sum
-  __shared__ T slopes[3];
-  __shared__ Tile next;  // one thread works it out
+  auto& [sides, segments, room, totals, shares, slopes, next] =
+      *reinterpret_cast<typename Shared::Told*>(shared + Shared::told);
   const Points<T>& points = args.points;
   const Factor<T>& f = points.factors[0];
   const Resolved<T>& resolved = *points.resolved;
@@ -286,27 +322,44 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
   Products products;
   constexpr bool looks_ahead = LooksAhead<Products>::value;
   if constexpr (looks_ahead) products.begin(params, shared);
-  if (threadIdx.x == 0) next = tile_of(args, blockIdx.x, tile);
-  __syncthreads();
+  // Tile number t, of the square of that number if there is a cluster.
+  constexpr int cluster = cluster_of<Products>(), side = cluster == 4 ? 2 : 1;
+  auto own_tile = [&](int64_t t) {
+    Tile at = tile_of(args, t, side * tile);
+    at.I += blockIdx.x % cluster / side * tile;
+    at.J += blockIdx.x % side * tile;
+    return at;
+  };
+  auto meet = [] {
+    if constexpr (cluster > 1) ptx::cluster_sync();
+    else __syncthreads();
+  };
+  if (threadIdx.x == 0) next = own_tile(blockIdx.x / cluster);
+  meet();
   const T offset = resolved.kernel[0].near_offset;
 
   auto sums = [&] { return points.sums + int64_t(blockIdx.x) * points.row_of_sums(); };
-  const int64_t tiles = tiles_of(args, tile);
-  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+  const int64_t tiles = tiles_of(args, side * tile), step = gridDim.x / cluster;
+  for (int64_t t = blockIdx.x / cluster; t < tiles; t += step) {
     T u[elements];
-    if constexpr (looks_ahead) products.hand_back();
+    if constexpr (looks_ahead) products.hand_back(f, shared);
     __syncthreads();  // what is read of the last tile may be overwritten
     const Tile at = next;
-    if constexpr (Products::oldest >= 80) sides.fetch(points, f, at);
+    // Of a square at the edge some tiles are not there. Their blocks make the others' products.
+    const bool exists =
+        cluster == 1 || (at.I < args.row + args.rows && at.J < args.column + args.columns);
+    if (!exists) {
+    } else if constexpr (Products::oldest >= 80) sides.fetch(points, f, at);
     else sides.load(points, f, at);
     products.multiply(params, f, at.I, at.J, shared, u);
     if constexpr (Products::oldest >= 80) ptx::cp_async_wait<0>();
     __syncthreads();
-    if (t + gridDim.x < tiles) {
-      if (threadIdx.x == 0) next = tile_of(args, t + gridDim.x, tile);
+    if (t + step < tiles) {
+      if (threadIdx.x == 0) next = own_tile(t + step);
       if constexpr (looks_ahead)
         products.template look_ahead<Shared::stage>(params, f, next, shared);
     }
+    if (!exists) continue;
     const double copies = args.triangle ? (at.I == at.J ? 1 : 2) : args.copies;
     const int domain = points.domain(at.I);
     const int which = domain == points.domain(at.J) ? domain : 2;
@@ -438,10 +491,10 @@ __global__ void __launch_bounds__(Products::threads, gaussian ? Products::blocks
                                                                 radial);
     }
   }
-  __syncthreads();
+  meet();  // also: no block ends before the others of its cluster are done with its barriers
   if (threadIdx.x < 3) {
     double total = 0;
-    for (int warp = 0; warp < warps; ++warp) total += totals[warp][threadIdx.x];
+    for (int warp = 0; warp < Shared::warps; ++warp) total += totals[warp][threadIdx.x];
     sums()[threadIdx.x] += total;
   }
 }

@@ -15,25 +15,30 @@ void product_tiles(const TileArgs<T>& args, const Launch& launch, bool gradient)
 void mma_tiles(const TileArgs<float>& args, const Launch& launch, bool gaussian, bool gradient);
 void wgmma_tiles(const TileArgs<float>& args, const Launch& launch, bool gaussian, bool gradient);
 
-// As many thread blocks as the device holds at a time, at most one a tile.
-inline unsigned grid_of(int64_t tiles, int blocks, const Launch& launch) {
+// As many thread blocks as the device holds at a time, at most one a tile; whole clusters.
+inline unsigned grid_of(int64_t tiles, int blocks, const Launch& launch, int cluster = 1) {
   int processors = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, launch.device));
-  return unsigned(std::min<int64_t>({tiles, int64_t(processors) * blocks, sum_rows}));
+  const int64_t most = std::min<int64_t>({tiles, int64_t(processors) * blocks, sum_rows});
+  return unsigned(std::max<int64_t>(most / cluster, 1) * cluster);
 }
 
+template <class P, bool gaussian, bool gradient>
+void launch_tiles(const TileArgs<typename P::T>& args, const Launch& launch) {
+  constexpr int cluster = cluster_of<P>(), side = cluster == 4 ? 2 : 1;
+  const int64_t tiles = tiles_of(args, side * P::tile) * cluster;
+  const dim3 grid(grid_of(tiles, P::blocks, launch, cluster)), block(P::threads);
+  check(launch_cluster(
+      tile_kernel<P, gaussian, gradient>, grid, block, TileShared<P, gaussian, gradient>::bytes,
+      static_cast<cudaStream_t>(launch.stream), unsigned(cluster), args, P::params(args.points)));
+}
+
+// Known at run time.
 template <class P, bool gaussian>
 void launch_tiles(const TileArgs<typename P::T>& args, const Launch& launch, bool gradient) {
-  const dim3 grid(grid_of(tiles_of(args, P::tile), P::blocks, launch)), block(P::threads);
-  auto run = [&](auto wanted) {
-    check(fastmmd::cuda::launch(
-        tile_kernel<P, gaussian, wanted>, grid, block, TileShared<P, gaussian, wanted>::bytes,
-        static_cast<cudaStream_t>(launch.stream), args, P::params(args.points)));
-  };
-  gradient ? run(std::true_type{}) : run(std::false_type{});
+  if (gradient) launch_tiles<P, gaussian, true>(args, launch);
+  else launch_tiles<P, gaussian, false>(args, launch);
 }
-
-// One of the two, known at run time.
 template <class P>
 void launch_tiles(const TileArgs<typename P::T>& args, const Launch& launch, bool gaussian,
                   bool gradient) {

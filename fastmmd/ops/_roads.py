@@ -13,7 +13,8 @@ A road is a mode and what makes the inner products of its tiles. The modes:
 - ``"pairs"``: estimators that count few of the pairs.
 
 The products: multiply-adds of each thread (``SIMT``), which take everything; tensor cores by
-``mma.sync`` (``MMA``, compute capability 8.0 and later) and by ``wgmma`` (``WGMMA``, 9.0), which
+``mma.sync`` (``MMA``, compute capability 8.0 and later), by ``wgmma`` (``WGMMA``, 9.0), and by
+``wgmma`` of thread blocks that load rows for each other (``CLUSTERS``, for panels alone), which
 take kernels of one factor of float32 and half points. Their operands follow the precision that
 PyTorch is told to multiply float32 matrices with; half points are multiplied as they are, where
 their range allows it.
@@ -43,7 +44,7 @@ from fastmmd.terms import (
 
 # By the numbers that the native side knows them by.
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16, TF32, TF32X3 = range(6)
-SIMT, MMA, WGMMA = range(3)
+SIMT, MMA, WGMMA, CLUSTERS = range(4)
 
 SMALL, FUSED, PANELS, VALUES, PAIRS = "small", "fused", "panels", "values", "pairs"
 TRANSFORMS = "transforms"
@@ -256,7 +257,7 @@ def road(
     if products == MMA and staged and device.shared_bytes < _STAGED_BYTES:
         products, operand = SIMT, plain
     if products == MMA and code == "90a" and operand != TF32X3:
-        products = WGMMA
+        products = CLUSTERS if of_points and not staged else WGMMA
     side = panel_side(operand, device.l2_bytes, len(widths))
     return Road(PANELS if of_points else VALUES, products, operand, side)
 
@@ -311,9 +312,12 @@ def feature_road(dtype: torch.dtype, setting: str, device: Device, width: int = 
 
 def _parts(first: int, count: int, side: int) -> list[tuple[int, int]]:
     """Packed rows from ``first`` on, cut into about equal parts of whole blocks."""
-    blocks = round_up(count, BLOCK_ROWS) // BLOCK_ROWS
-    pieces = -(-blocks // (side // BLOCK_ROWS))
-    edges = [first + blocks * i // pieces * BLOCK_ROWS for i in range(pieces + 1)]
+    rows = round_up(count, BLOCK_ROWS)
+    # Pairs of blocks, where it can be, as clusters take two at a time.
+    unit = 2 * BLOCK_ROWS if side % (2 * BLOCK_ROWS) == 0 else BLOCK_ROWS
+    blocks = -(-rows // unit)
+    pieces = -(-blocks // (side // unit))
+    edges = [first + min(blocks * i // pieces * unit, rows) for i in range(pieces + 1)]
     return [(a, b - a) for a, b in itertools.pairwise(edges)]
 
 

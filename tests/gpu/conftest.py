@@ -16,8 +16,9 @@ class Gpu:
 
     def has(self, products: int) -> bool:
         code = _roads.target(_cuda.device_of(self.device.index))
-        least = {_roads.SIMT: 75, _roads.MMA: 80, _roads.WGMMA: 90}[products]
-        return code == "90a" if products == _roads.WGMMA else int(code.rstrip("af")) >= least
+        if products in (_roads.WGMMA, _roads.CLUSTERS):
+            return code == "90a"
+        return int(code.rstrip("af")) >= {_roads.SIMT: 75, _roads.MMA: 80}[products]
 
 
 @pytest.fixture
