@@ -404,6 +404,8 @@ void prepare(const Problem& problem, const Launch& launch, const Points<T>& poin
     });
   }
   find_medians<T>(problem, launch, points);
+  static_assert(2 * sizeof(Sample) + sizeof(Points<T>) + sizeof(TermList) + 64 <= 4096,
+                "parameters of a kernel are 4 KiB at most, before CUDA 12.1");
   check(fastmmd::cuda::launch(resolve_kernel<T>, dim3(1), dim3(resolve_threads), 0, stream,
                               problem.x, problem.y, points, term_list(problem), launch.given_scales,
                               launch.coefficients, problem.scales, size, share));

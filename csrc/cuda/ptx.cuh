@@ -33,40 +33,22 @@ namespace fastmmd::cuda::ptx {
 
 // --- scalars (any target) ------------------------------------------------------------------------
 
+#define FASTMMD_APPROX(NAME, INSTRUCTION)                   \
+  FASTMMD_PTX float NAME(float x) {                         \
+    float y;                                                \
+    asm(INSTRUCTION ".ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); \
+    return y;                                               \
+  }
 // 2^x, relative error 2^-22; subnormal results are 0.
-FASTMMD_PTX float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
+FASTMMD_APPROX(exp2_approx, "ex2.approx")
 // sqrt(x), relative error 2^-23; subnormal x is 0.
-FASTMMD_PTX float sqrt_approx(float x) {
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// 1 / sqrt(x), relative error 2^-22.9; subnormal x gives inf.
-FASTMMD_PTX float rsqrt_approx(float x) {
-  float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
+FASTMMD_APPROX(sqrt_approx, "sqrt.approx")
 // sin(x) and cos(x), absolute error 2^-20.9 for |x| <= pi.
-FASTMMD_PTX float sin_approx(float x) {
-  float y;
-  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-FASTMMD_PTX float cos_approx(float x) {
-  float y;
-  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+FASTMMD_APPROX(sin_approx, "sin.approx")
+FASTMMD_APPROX(cos_approx, "cos.approx")
+#undef FASTMMD_APPROX
 
-// The greater of two; NaN if one is NaN, unlike fmaxf.
+// The greater of two; NaN if one is NaN, unlike fmaxf. Before sm_80 if a is: a NaN in b loses.
 FASTMMD_PTX float max_nan(float a, float b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float y;
@@ -165,41 +147,23 @@ FASTMMD_PTX void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t 
 // c += a b, 16 x 8 x 16 (sm_80); c as above, a register holds the column of the lower 16 bits and
 // the next (of b: row):
 //   a: (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8)    b: (2t, g) (2t + 8, g)
-FASTMMD_PTX void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  FASTMMD_SM80(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(c[0]),
-      "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
-      "r"(b[1]));
-}
-FASTMMD_PTX void mma_half(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  FASTMMD_SM80(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(c[0]),
-      "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
-      "r"(b[1]));
-}
+#define FASTMMD_MMA16(NAME, TYPES)                                                           \
+  FASTMMD_PTX void NAME(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {     \
+    FASTMMD_SM80(                                                                            \
+        "mma.sync.aligned.m16n8k16.row.col.f32." TYPES                                       \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(c[0]), \
+        "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]),     \
+        "r"(b[0]), "r"(b[1]));                                                               \
+  }
+FASTMMD_MMA16(mma_bf16, "bf16.bf16")
+FASTMMD_MMA16(mma_half, "f16.f16")
+#undef FASTMMD_MMA16
 
 // --- roles of warps ------------------------------------------------------------------------------
 
 // Barrier `id` (1 to 15; 0 is __syncthreads) for `threads` threads, a multiple of 32.
 FASTMMD_PTX void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-FASTMMD_PTX void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// True for one lane of the warp, the same one each time. All lanes call it.
-FASTMMD_PTX bool elect_one() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  uint32_t elected;
-  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }"
-               : "=r"(elected));
-  return elected != 0;
-#else
-  return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32 == 0;
-#endif
 }
 
 // The warpgroup of the thread and the thread's place in it, known to be the same in all its lanes.

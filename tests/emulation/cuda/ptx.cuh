@@ -13,7 +13,6 @@ inline float exp2_approx(float x) {
   return y < 1.17549435e-38f ? 0.0f : y;
 }
 inline float sqrt_approx(float x) { return std::sqrt(x); }
-inline float rsqrt_approx(float x) { return 1 / std::sqrt(x); }
 inline float sin_approx(float x) { return std::sin(x); }
 inline float cos_approx(float x) { return std::cos(x); }
 inline float max_nan(float a, float b) { return a != a ? a : b != b ? b : a < b ? b : a; }
@@ -71,13 +70,6 @@ void mma_half(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 inline void named_barrier_sync(int id, int threads) {
   emulation::barrier(unsigned(id), unsigned(threads), true, "a named barrier");
-}
-inline void named_barrier_arrive(int id, int threads) {
-  emulation::barrier(unsigned(id), unsigned(threads), false, "a named barrier");
-}
-inline bool elect_one() {
-  __syncwarp();
-  return emulation::lane() == 0;
 }
 inline int warpgroup_index() { return int(threadIdx.x / 128); }
 inline int warpgroup_thread() { return int(threadIdx.x % 128); }
