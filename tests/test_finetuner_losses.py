@@ -15,6 +15,7 @@ from finetuning import (
     CLASSES,
     ByTask,
     fit,
+    loader,
     network,
     samples,
     several,
@@ -24,7 +25,14 @@ from finetuning import (
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 from fastmmd.train import (
     L2SP,
@@ -33,10 +41,12 @@ from fastmmd.train import (
     DomainPair,
     FineTuner,
     Task,
+    TransferGuard,
     balanced_class_weights,
     distillation_loss,
     labels_of,
 )
+from fastmmd.train.checkpoints import load_checkpoint
 from fastmmd.train.tasks import TaskLoss
 
 pytestmark = pytest.mark.training
@@ -116,7 +126,11 @@ def test_the_teacher_is_left_as_it_is_and_out_of_the_checkpoint(tmp_path: Path) 
     before = copy.deepcopy(teacher.state_dict())
     module = tuner(distillation=Distillation(teacher, weight=1.0))
     inputs = DataLoader(TensorDataset(samples()[0]), batch_size=16)  # soft targets need no labels
-    run = fit(module, inputs, max_epochs=2)
+    held_out = loader()
+    guard = TransferGuard(source=held_out, target=held_out)  # whose twin has it too
+    run = fit(module, inputs, max_epochs=1)
+    labelled = tuner(distillation=Distillation(teacher))
+    beside = fit(labelled, max_epochs=1, callbacks=[guard])
     assert all(torch.equal(v, before[n]) for n, v in teacher.state_dict().items())
     assert not teacher.training
 
@@ -124,6 +138,17 @@ def test_the_teacher_is_left_as_it_is_and_out_of_the_checkpoint(tmp_path: Path) 
     run.save_checkpoint(path)
     state = torch.load(path, weights_only=True)["state_dict"]
     assert not [name for name in state if "teacher" in name]
+    beside.save_checkpoint(path.with_name("two.ckpt"))
+    of_twin = load_checkpoint(path.with_name("two.ckpt"))["callbacks"]["TransferGuard"]["twin"]
+    assert "backbone.0.0.weight" in of_twin
+    assert not [name for name in of_twin if "teacher" in name]
+    resumed = TransferGuard(source=held_out, target=held_out)
+    longer = trainer(max_epochs=2, callbacks=[resumed])
+    same = {"ckpt_path": path.with_name("two.ckpt"), "weights_only": True}
+    longer.fit(tuner(distillation=Distillation(teacher)), loader(), **same)
+    again: Any = resumed.twin
+    heard = again.distillation.teacher.state_dict()
+    assert all(torch.equal(heard[name], value) for name, value in before.items())
     again = FineTuner.load_from_checkpoint(
         path,
         weights_only=True,
@@ -175,6 +200,13 @@ def test_class_weights_are_counted_when_the_fit_begins() -> None:
     with pytest.raises(ValueError, match="class 2 has no sample"):
         fit(tuner(class_weights="balanced"), missing)
 
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(zip(x, y, strict=True))
+
+    with pytest.raises(TypeError, match=r"class_weights='balanced' .* got Stream: give"):
+        fit(tuner(class_weights="balanced"), DataLoader(Stream(), batch_size=50))
+
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 4.0]])
 def test_samples_without_a_class_have_no_part(weights: list[float] | None) -> None:
@@ -195,11 +227,7 @@ def test_samples_without_a_class_have_no_part(weights: list[float] | None) -> No
     run = fit(module, DataLoader(TensorDataset(x, y), batch_size=16))
     assert all(p.isfinite().all() for p in module.parameters())
     known = y != -100
-    of_batch = [
-        F.cross_entropy(module(x[i : i + 16]), y[i : i + 16], weight=loss.class_weights)
-        for i in (0, 16)
-    ]
-    mean = (3 * of_batch[0] + 16 * of_batch[1]) / 19
+    mean = F.cross_entropy(module(x), y, weight=loss.class_weights)  # in whatever batches
     torch.testing.assert_close(run.callback_metrics["train_task_loss"], mean.detach())
     right = (module(x).argmax(1) == y)[known].float().mean()
     torch.testing.assert_close(run.callback_metrics["train_accuracy"], right)

@@ -104,12 +104,13 @@ def half() -> dict[str, Any]:
     [
         dict,
         lambda: CLIPPED,
+        lambda: {"gradient_clip_val": 0.0},  # which the trainer takes as none
         lambda: {"precision": "bf16-mixed"},
         lambda: {"precision": "64-true"},
         half,
         lambda: CLIPPED | half(),
     ],
-    ids=["plain", "clipped", "bf16-mixed", "64-true", "16-mixed", "16-mixed and clipped"],
+    ids=["plain", "clipped", "not clipped", "bf16", "64-true", "16-mixed", "16-mixed, clipped"],
 )
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # a step that was skipped
 def test_the_twin_is_a_source_only_training(options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Dataset, WeightedRandomSampler, default_collate
+from torch.utils.data import Dataset, IterableDataset, WeightedRandomSampler, default_collate
 
 from fastmmd.train.batches import joined
 from fastmmd.train.data import known_labels
@@ -161,7 +161,12 @@ def labels_of(dataset: Dataset[Any]) -> Any:
 
 
 def training_labels(loader: Any) -> Any:
-    """The labels of all that a loader, or a combination of them by domain, trains on."""
+    """The labels of all that a loader, or a combination of them by domain, trains on.
+
+    Raises:
+        ValueError: As :func:`labels_of`.
+        TypeError: They cannot be looked up before the training.
+    """
     loaders = getattr(loader, "iterables", loader)
     if isinstance(loaders, Mapping):
         several = loaders["source"]
@@ -169,7 +174,16 @@ def training_labels(loader: Any) -> Any:
         parts += [loaders["target_labelled"]] if "target_labelled" in loaders else []
     else:
         parts = [loaders]
-    return joined([labels_of(part.dataset) for part in parts])
+    datasets: list[Any] = [getattr(part, "dataset", None) for part in parts]
+    for dataset in datasets:
+        countable = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
+        if known_labels(dataset) is None and not countable:
+            raise TypeError(
+                "class_weights='balanced' looks the labels up before the training, which needs a"
+                f" dataset with a length and samples by index; got {type(dataset).__name__}: give"
+                " the weights as numbers"
+            )
+    return joined([labels_of(dataset) for dataset in datasets])
 
 
 def _counts(labels: Tensor, num_classes: int) -> Tensor:

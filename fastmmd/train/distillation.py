@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["L2SP", "Distillation", "distillation_loss"]
+__all__ = ["L2SP", "Distillation", "distillation_loss", "teacher_names"]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -99,6 +99,16 @@ class Distillation(nn.Module):
             for task, logits in taught.items()
             if task in outputs
         }
+
+
+def teacher_names(module: nn.Module) -> set[str]:
+    """The names of what is a teacher's in the state of a module."""
+    return {
+        f"{prefix}.teacher.{name}"
+        for prefix, part in module.named_modules()
+        if isinstance(part, Distillation)
+        for name in part.teacher.state_dict()
+    }
 
 
 class L2SP(nn.Module):

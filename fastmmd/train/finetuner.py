@@ -19,7 +19,7 @@ from fastmmd.train.backbones import (
 )
 from fastmmd.train.balance import training_labels
 from fastmmd.train.batches import Inputs, inputs_of, labelled, row_count
-from fastmmd.train.distillation import L2SP, Distillation
+from fastmmd.train.distillation import L2SP, Distillation, teacher_names
 from fastmmd.train.freezing import Stages
 from fastmmd.train.means import AGREED, EpochMeans, means_of_all
 from fastmmd.train.measures import LOADERS, TaskMeasures, measured_briefly, prefix_of
@@ -34,8 +34,6 @@ from fastmmd.train.optimizers import (
 from fastmmd.train.tasks import ONLY, Task, TaskLoss, as_tasks
 
 __all__ = ["FineTuner"]
-
-TEACHER = "distillation.teacher."
 
 
 class FineTuner(TransferModule):
@@ -186,12 +184,13 @@ class FineTuner(TransferModule):
         self.measures = TaskMeasures(self.tasks, dict(self.losses.items()))
         # What a step reports; the names are the same in all processes, whatever tasks their batches
         # have labels of.
-        self._reported = {("l2_sp", ""): ["train_l2_sp"]}
+        self._reported = {("l2_sp", ""): "train_l2_sp"}
         for name, task in self.tasks.items():
             prefix = f"train_{prefix_of(name)}"
-            self._reported["soft", name] = [f"{prefix}distillation_loss"]
+            self._reported["soft", name] = f"{prefix}distillation_loss"
             measure = "mae" if task.kind == "regression" else "accuracy"
-            self._reported["hard", name] = [f"{prefix}task_loss", prefix + measure]
+            self._reported["hard", name] = f"{prefix}task_loss"
+            self._reported["measure", name] = prefix + measure
         self._counted = 0  # the loader whose labels have been counted, by its id
         self._begin_training_means()
         self.set_frozen(self.always_frozen)
@@ -233,23 +232,25 @@ class FineTuner(TransferModule):
         for name, task in self.tasks.items():
             if name in soft:
                 terms.append(task.weight * mixing * soft[name])
-                self._report("soft", name, [soft[name]], count)
+                self._report("soft", name, soft[name], count)
             share = 1.0 - mixing if name in soft else 1.0
             of_task = self._labels(labels, name)
             if of_task is None or share == 0.0:
                 continue
-            hard = self.losses[name](outputs[name], of_task)
+            loss: Any = self.losses[name]
+            hard = loss(outputs[name], of_task)
             if task.kind == "classification":
                 self._saw(of_task, self._task_name(name))
             terms.append(task.weight * share * hard)
             measure, with_label = measured_briefly(task, outputs[name], of_task)
-            self._report("hard", name, [hard, measure], with_label)
+            self._report("hard", name, hard, loss.share(of_task))
+            self._report("measure", name, measure, with_label)
         if not terms:
             raise ValueError(f"a batch has labels of none of the tasks {', '.join(self.tasks)}")
         objective = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
         if self.l2_sp is not None:
             penalty = self.l2_sp(self.backbone, self.heads.parameters())
-            self._report("l2_sp", "", [penalty], count)
+            self._report("l2_sp", "", penalty, count)
             objective = objective + penalty
         self._log_step(objective, batch_idx)
         return objective
@@ -358,18 +359,16 @@ class FineTuner(TransferModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the teacher out."""
         super().on_save_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        for name in [name for name in state if name.startswith(TEACHER)]:
-            del state[name]
+        for name in teacher_names(self):
+            checkpoint["state_dict"].pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the teacher that is there."""
         own = self.state_dict()
-        checkpoint["state_dict"] |= {n: v for n, v in own.items() if n.startswith(TEACHER)}
+        checkpoint["state_dict"] |= {name: own[name] for name in teacher_names(self)}
 
-    def _report(self, what: str, task: str, values: list[Tensor], samples: Tensor | int) -> None:
-        named = dict(zip(self._reported[what, task], (v.detach() for v in values), strict=True))
-        self._means[what, task].add(named, samples)
+    def _report(self, what: str, task: str, value: Tensor, samples: Tensor | int) -> None:
+        self._means[what, task].add({self._reported[what, task]: value.detach()}, samples)
 
     def _count_labels(self) -> None:
         """Counts the labels of the trainer's loader, once, where class weights are balanced."""
@@ -386,7 +385,7 @@ class FineTuner(TransferModule):
         self._counted = id(loader)
 
     def _begin_training_means(self) -> None:
-        self._means = {key: EpochMeans(names) for key, names in self._reported.items()}
+        self._means = {key: EpochMeans([name]) for key, name in self._reported.items()}
 
     def _log_measures(self, stage: str) -> None:
         found = self.measures.results(self.trainer.strategy)

@@ -42,7 +42,8 @@ class Task:
         loss: Called as ``loss(outputs, labels)`` in place of that of the table.
         head: Maps features [n, d] to outputs [n, C]. Default: one linear layer.
         class_weights: C positive numbers, or ``"balanced"`` for those of
-            :func:`~fastmmd.train.balanced_class_weights`, counted when a fit begins. Of several
+            :func:`~fastmmd.train.balanced_class_weights`, counted when a fit begins, for
+            which the data set needs a length and samples by index. Of several
             labels: factors of the positive term, balanced ones being negatives / positives.
 
     Raises:

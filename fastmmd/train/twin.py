@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fastmmd.train.batches import labelled
+from fastmmd.train.distillation import teacher_names
 from fastmmd.train.shuffling import common_seed, new_seed, seed_of
 
 __all__ = ["TwinTraining", "check_trainable", "copy_of", "optimizer_and_schedule"]
@@ -93,7 +94,10 @@ class TwinTraining:
         self.steps_done = 0
         if state:
             self.seed = state["seed"]
-            twin.load_state_dict(state["twin"])
+            own, of_twin = twin.state_dict(), state["twin"]
+            for name in teacher_names(twin):
+                of_twin.setdefault(name, own[name])
+            twin.load_state_dict(of_twin)
             self.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
@@ -130,9 +134,15 @@ class TwinTraining:
         self._advance("epoch", epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, schedule, loss scale and seed, as tensors and plain objects."""
+        """Weights, optimiser, schedule, loss scale and seed, as tensors and plain objects.
+
+        A teacher of the module, which the twin has but does not hear, is left out.
+        """
+        of_twin = self.twin.state_dict()
+        for name in teacher_names(self.twin):
+            del of_twin[name]
         return {
-            "twin": self.twin.state_dict(),
+            "twin": of_twin,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.schedule["scheduler"].state_dict() if self.schedule else {},
             "scaler": self.scaler.state_dict(),
@@ -148,7 +158,7 @@ class TwinTraining:
 
     def _clip(self, trainer: L.Trainer) -> None:
         limit = trainer.gradient_clip_val
-        if limit is None:
+        if not limit or limit <= 0:  # which is off, as the trainer has it
             return
         by_value = trainer.gradient_clip_algorithm == "value"
         clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
