@@ -100,35 +100,44 @@ def interleave(
     gc.disable()
     try:
         start = perf_counter()
-        rounds = budget.least
         done = 0
-        while done < rounds:
+        while done < budget.least or (
+            done < budget.most and (perf_counter() - start) * (done + 1) / done <= budget.seconds
+        ):
             shift = done % len(names)
             # Turned round every other time: none always runs after the same other.
             order = names[shift:] + names[:shift]
             for name in order if done % 2 == 0 else reversed(order):
                 lane = lanes[name]
-                if calls.get(name) != 1:
-                    latest = measure(lane, 1)
-                    warming = latest
-                    while warming < budget.turn / 3:
-                        latest = measure(lane, 1)
-                        warming += latest
-                    if name not in calls:
-                        calls[name] = max(1, math.ceil(budget.turn / latest))
-                        if calls[name] == 1:
-                            seconds[name].append(latest)
-                            continue
+                if name not in calls:
+                    # Of two at least: one call that others held up is no long call.
+                    shortest, latest = _warm(lane, budget.turn / 3, 2, measure)
+                    calls[name] = max(1, math.ceil(budget.turn / shortest))
+                    if calls[name] == 1:
+                        seconds[name].append(latest)
+                        continue
+                elif calls[name] > 1:
+                    _warm(lane, budget.turn / 3, 1, measure)
                 seconds[name].append(measure(lane, calls[name]) / calls[name])
             between()
             done += 1
-            if done == 1:
-                possible = int(budget.seconds / (perf_counter() - start))
-                rounds = min(max(possible, budget.least), budget.most)
     finally:
         if collecting:
             gc.enable()
     return Rounds(seconds, calls)
+
+
+def _warm(
+    lane: Any, least: float, least_calls: int, measure: Callable[[Any, int], float]
+) -> tuple[float, float]:
+    """Calls a lane for so many seconds and so often: those of the shortest call and the last."""
+    shortest, taken, count = math.inf, 0.0, 0
+    while count < least_calls or taken < least:
+        latest = measure(lane, 1)
+        shortest = min(shortest, latest)
+        taken += latest
+        count += 1
+    return shortest, latest
 
 
 class Replay:
