@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastmmd import Energy, MMDLoss, mmd2, reference
-from fastmmd.train import Aligner, DomainPair, alignment_weight
+from fastmmd.train import Aligner, DomainPair, LayerHistory, alignment_weight
 
 pytestmark = pytest.mark.training
 
@@ -412,6 +412,15 @@ def test_labels_that_are_no_classes() -> None:
     assert source["val_source_loss"] == pytest.approx(float(F.cross_entropy(logits, y)), rel=1e-5)
     right = (logits.argmax(1) == y)[:4].float().mean()
     assert target["val_target_accuracy"] == pytest.approx(float(right))
+    loaders[1] = DataLoader(TensorDataset(x, torch.full_like(y, -100)), 6)
+    found = trainer().validate(aligner, loaders, verbose=False)
+    assert found[0]["val_source_accuracy"] == source["val_source_accuracy"]
+    assert not [name for of_loader in found for name in of_loader if "target" in name]
+    history = LayerHistory()
+    trainer(max_epochs=1, callbacks=[history]).fit(
+        aligner, pair(source_val=None, target_val=None).train_dataloader(), loaders
+    )
+    assert list(history.accuracy) == ["source"]
 
 
 # Data

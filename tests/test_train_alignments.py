@@ -201,6 +201,39 @@ def test_the_weight_is_the_networks_and_not_the_discriminators() -> None:
             torch.testing.assert_close(whole[name] - task[name], 2 * (half[name] - task[name]))
 
 
+class Shared(nn.Module):
+    """A discrepancy with a parameter of its own, and a part of the network."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.scale, self.classifier = nn.Parameter(torch.ones(())), classifier
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.scale * (self.classifier(x).mean(0) - self.classifier(y).mean(0)).square().sum()
+
+
+@pytest.mark.parametrize("options", [{"weight": 0.0}, {"target_forward": "none"}])
+def test_a_control_withholds_what_is_the_discrepancys_alone(options: Any) -> None:
+    """While it is wrapped, that is; what the network has learns, and a later training has both."""
+    network = parts()
+    loss = Shared(network["classifier"])
+    frozen: list[str] = []
+
+    class Control(Aligner):
+        def configure_optimizers(self) -> Any:
+            frozen.extend(n for n, p in self.named_parameters() if not p.requires_grad)
+            return super().configure_optimizers()
+
+    (x, y), z = blobs(32, 0.0, 0), blobs(32, 1.0, 1)[0]
+    data = DomainPair(TensorDataset(x, y), TensorDataset(z), batch_size=16)
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    for kind, learned in ((Control, False), (Aligner, True)):
+        trainer(max_epochs=1).fit(kind(**network, **({} if learned else options), loss=loss), data)
+        assert not torch.equal(loss.classifier.weight, before["classifier.weight"])
+        assert torch.equal(loss.scale, before["scale"]) != learned
+    assert frozen == ["alignment.loss.scale"]
+
+
 def _one_step(aligner: Aligner, batch: Any) -> Tensor:
     """Loss and gradients of one batch, without a trainer."""
     aligner._log_step = lambda *_: None
@@ -437,10 +470,10 @@ def test_classes_that_differ_between_domains() -> None:
 
 def test_a_class_without_samples_and_an_empty_domain() -> None:
     source, target = TensorDataset(X, Y.clamp(max=1)), TensorDataset(X)
-    with pytest.raises(ValueError, match=r"none has \[2\]"):
+    with pytest.raises(ValueError, match=r"none is of the classes \[2\]"):
         trainer(max_epochs=1).fit(Aligner(**parts()), DomainPair(source, target, batch_size=2))
     foreign = TensorDataset(X, Y + 1)
-    with pytest.raises(ValueError, match=r"none has \[0\], and there are \[3\] besides"):
+    with pytest.raises(ValueError, match=r"\[3\] are no classes, .*; none is of the classes \[0\]"):
         trainer(max_epochs=1).fit(Aligner(**parts()), DomainPair(foreign, target, batch_size=2))
     with pytest.raises(ValueError, match="target must not be empty"):
         DomainPair(TensorDataset(X, Y), TensorDataset(X[:0]), batch_size=2)
@@ -502,7 +535,7 @@ def test_data_modules_without_a_sample_of_some_class() -> None:
             return [one], other
 
     four = Aligner(**parts(num_classes=4, classifier=nn.Linear(WIDTH, 4)))
-    with pytest.raises(ValueError, match=r"classes 0 to 3, .* none has \[3\]"):
+    with pytest.raises(ValueError, match=r"none is of the classes \[3\]"):
         trainer(max_epochs=1).fit(four, Points(batch_size=2, val_share=0.0))
     run = trainer(max_epochs=1)
     run.fit(Aligner(**parts()), Points(batch_size=2, val_share=0.0))

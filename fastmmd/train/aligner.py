@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics.classification import MulticlassAccuracy
 
 from fastmmd.train.alignments import Activations, as_alignment, total
 from fastmmd.train.batches import (
@@ -23,10 +22,10 @@ from fastmmd.train.batches import (
     row_count,
 )
 from fastmmd.train.distributed import global_discrepancy, global_mean
-from fastmmd.train.evaluation import IGNORED
 from fastmmd.train.gradients import scale_gradients
 from fastmmd.train.layers import check_layers, kept_outputs, rows_of
 from fastmmd.train.means import AGREED, EpochMeans, means_of_all
+from fastmmd.train.measures import DOMAINS, DomainMeasures
 from fastmmd.train.module import TransferModule
 from fastmmd.train.optimizers import total_steps
 from fastmmd.train.schedule import Schedule, alignment_weight
@@ -36,8 +35,7 @@ __all__ = ["Aligner", "TargetForward"]
 
 TargetForward = Literal["joint", "separate", "none"]
 
-# The order of the validation and test loaders.
-DOMAINS = ("source", "target")
+LABELLED_LOSS = "train_target_labelled_loss"
 NEVER = torch.iinfo(torch.int64).min  # a label that no sample has
 
 
@@ -71,8 +69,8 @@ class Aligner(TransferModule):
     Logged: ``train_loss``, by steps, and over each epoch ``train_task_loss``,
     ``train_alignment_loss``, ``train_alignment_weight``, ``train_source_accuracy``, with labelled
     targets ``train_target_labelled_loss``, and, for ``val`` and ``test``, ``val_source_loss``,
-    ``val_source_accuracy`` and ``val_target_accuracy``. Choose checkpoints by a source metric:
-    ``val_target_accuracy`` is made with target labels.
+    ``val_source_accuracy`` and, if a target label is known, ``val_target_accuracy``. Choose
+    checkpoints by a source metric: ``val_target_accuracy`` is made with target labels.
 
     Args:
         backbone: Maps inputs to something that the bottleneck takes.
@@ -90,8 +88,8 @@ class Aligner(TransferModule):
         source_weights: Weights of several sources, divided by their sum. Default: equal ones.
         target_label_weight: Weight of the cross-entropy of labelled target samples.
         weight: Maximum of the weight of the discrepancy. 0 leaves the joint forward pass alone to
-            adapt the batch normalisation; it is then logged, but has no gradient, and what it could
-            itself learn is made constant.
+            adapt the batch normalisation; it is then logged, but has no gradient, and what it alone
+            could learn stays as it is.
         schedule: A name that :func:`~fastmmd.train.alignment_weight` knows, ``"dann"`` by default
             (0 at the first step, rising), or a function of p.
         target_forward: ``"joint"`` (default): all domains pass through the network as one batch, so
@@ -177,9 +175,6 @@ class Aligner(TransferModule):
         self.bottleneck = bottleneck
         self.classifier = classifier
         self.alignment = as_alignment(alignment if loss is None else loss, classifier, num_classes)
-        if weight == 0 or target_forward == "none":
-            # With several processes torch waits for a gradient of each parameter that may have one.
-            self.alignment.requires_grad_(False)
         self.num_classes = num_classes
         self.layers = check_layers(self, layers)
         self.source_weights = _checked_source_weights(source_weights)
@@ -190,15 +185,10 @@ class Aligner(TransferModule):
         self.global_batch = global_batch
         self.optimizer = optimizer
         self.scheduler = scheduler
-        names = [f"{stage}_{d}" for stage in ("val", "test") for d in DOMAINS]
-        self.accuracies = nn.ModuleDict(
-            {
-                name: MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
-                for name in names
-            }
-        )
         self._total_steps: int | None = None
-        self.means = EpochMeans()
+        self._withheld: list[nn.Parameter] = []
+        self._begin_training_means()
+        self.measures = DomainMeasures()
 
     def features(self, inputs: Inputs) -> Tensor:
         """Bottleneck features [n, d] of n inputs: what the classifier sees and is aligned."""
@@ -232,6 +222,9 @@ class Aligner(TransferModule):
         objective, losses = self._supervised(sources, labelled)
         for part in (*sources, *filter(None, [labelled])):
             self._saw(part.labels)
+        samples = sum(map(len, sources))
+        if labelled is not None:
+            self._labelled_means.add({LABELLED_LOSS: losses.pop(LABELLED_LOSS)}, samples)
         logged = {**losses, "train_source_accuracy": _accuracy(sources)}
         if target is not None:
             weight = alignment_weight(self.progress(), self.schedule, self.weight)
@@ -243,7 +236,7 @@ class Aligner(TransferModule):
                 objective = objective + (alignment_loss + rest)
             logged["train_alignment_loss"] = alignment_loss.detach()
             logged["train_alignment_weight"] = weight
-        self.means.add(logged, sum(map(len, sources)))
+        self.means.add(logged, samples)
         self._log_step(objective, batch_idx)
         return objective
 
@@ -267,12 +260,29 @@ class Aligner(TransferModule):
             ValueError: No batch of the first whole epoch held a sample of some class.
         """
         super().on_train_epoch_start()
-        self.means = EpochMeans()
+        self._begin_training_means()
 
     def on_train_epoch_end(self) -> None:
         """Logs the means of the epoch, over the samples of all processes."""
         super().on_train_epoch_end()
-        self.log_dict(means_of_all([self.means], self.trainer.strategy), **AGREED)
+        means = means_of_all([self.means, self._labelled_means], self.trainer.strategy)
+        self.log_dict(means, **AGREED)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins the measures of the loaders."""
+        self.measures.begin()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs them, over the samples of all processes that have a label."""
+        self._log_measures("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As ``on_validation_epoch_start``."""
+        self.measures.begin()
+
+    def on_test_epoch_end(self) -> None:
+        """As ``on_validation_epoch_end``."""
+        self._log_measures("test")
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measures one batch of (inputs, labels); loader 0 is the source, loader 1 the target."""
@@ -305,6 +315,22 @@ class Aligner(TransferModule):
         """
         super().setup(stage)
         self._total_steps = None
+        if stage == "fit" and (self.weight == 0 or self.target_forward == "none"):
+            # With several processes torch waits for a gradient of each parameter that may have one
+            # when it wraps the module. Each has one name: that of the network if it is there, too.
+            self._withheld = [
+                parameter
+                for name, parameter in self.named_parameters()
+                if name.startswith("alignment.") and parameter.requires_grad
+            ]
+            for parameter in self._withheld:
+                parameter.requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        """Gives back what was frozen for the wrapping alone: another training may share it."""
+        for parameter in self._withheld:
+            parameter.requires_grad_(True)
+        self._withheld = []
 
     def progress(self) -> float:
         """Share of the optimiser steps of this fit that are done, in [0, 1].
@@ -356,7 +382,7 @@ class Aligner(TransferModule):
         labelled_loss = self._cross_entropy(labelled)
         return task_loss + self.target_label_weight * labelled_loss, {
             "train_task_loss": task_loss.detach(),
-            "train_target_labelled_loss": labelled_loss.detach(),
+            LABELLED_LOSS: labelled_loss.detach(),
         }
 
     def _discrepancy(
@@ -398,20 +424,21 @@ class Aligner(TransferModule):
         inputs, labels = batch[0], batch[1]
         logits = self(inputs)
         check_classes(labels, self.num_classes)
-        logged: dict[str, Any] = {}
-        if domain == "source":
-            logged[f"{stage}_source_loss"] = _cross_entropy(logits, labels)
-        accuracy = self.accuracies[f"{stage}_{domain}"]
-        accuracy(logits, labels)
-        logged[f"{stage}_{domain}_accuracy"] = accuracy
-        self.log_dict(
-            logged,
-            on_epoch=True,
-            prog_bar=True,
-            sync_dist=True,
-            add_dataloader_idx=False,
-            batch_size=len(labels),
-        )
+        loss = _cross_entropy(logits, labels) if domain == "source" else None
+        self.measures.add(domain, logits, labels, loss)
+
+    def _begin_training_means(self) -> None:
+        # The names are the same in all processes, also in one that has no step.
+        names = ["train_task_loss", "train_source_accuracy"]
+        if self.target_forward != "none":
+            names += ["train_alignment_loss", "train_alignment_weight"]
+        self.means = EpochMeans(names)
+        self._labelled_means = EpochMeans([LABELLED_LOSS])
+
+    def _log_measures(self, stage: str) -> None:
+        found = self.measures.results(self.trainer.strategy)
+        named = {f"{stage}_{name}": value for name, value in found.items()}
+        self.log_dict(named, prog_bar=True, **AGREED)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

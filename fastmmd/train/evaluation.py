@@ -162,7 +162,8 @@ def collect(
             batch has none there.
 
     Returns:
-        The outputs in the order of the loader, on the CPU. The module is left in the modes it had.
+        The outputs in the order of the loader, on the CPU, without labels if all are -100. The
+        module is left in the modes it had.
 
     Raises:
         ValueError: The loader is empty, labels are in some batches only, a name in ``layers`` is
@@ -203,7 +204,7 @@ def collect(
         raise ValueError(f"loader gave labels in {len(labels)} of {batches} batches; all or none")
     joined = {name: torch.cat(values) for name, values in parts.items()}
     known = torch.cat(labels) if labels else None
-    if known is not None and task is not None and bool((known == IGNORED).all()):
+    if known is not None and bool((known == IGNORED).all()):
         known = None
     return Outputs(joined.pop("features"), joined.pop("logits"), known, joined)
 

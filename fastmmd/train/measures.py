@@ -22,10 +22,20 @@ from fastmmd.train.evaluation import IGNORED
 from fastmmd.train.means import EpochMeans, means_of_all
 from fastmmd.train.tasks import ONLY, Task, as_outputs
 
-__all__ = ["LOADERS", "TaskMeasures", "measured_briefly", "prefix_of"]
+__all__ = [
+    "DOMAINS",
+    "LOADERS",
+    "DomainMeasures",
+    "TaskMeasures",
+    "measured_briefly",
+    "prefix_of",
+]
 
 # Prefixes of what is logged of the first loader and of the second.
 LOADERS = ("", "target_")
+
+# The order of an Aligner's loaders.
+DOMAINS = ("source", "target")
 
 
 class TaskMeasures(nn.Module):
@@ -89,6 +99,33 @@ class TaskMeasures(nn.Module):
         return found
 
 
+class DomainMeasures:
+    """The loss on the source and the accuracies on both domains, of a validation or a test."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets what has been measured."""
+        names = ("source_loss", *(f"{domain}_accuracy" for domain in DOMAINS))
+        self._means = {name: EpochMeans([name]) for name in names}
+
+    def add(self, domain: str, logits: Tensor, labels: Tensor, loss: Tensor | None) -> None:
+        """Takes in a batch of a domain: logits [n, C], labels [n], -100 where one is not known."""
+        if loss is not None:
+            self._means[f"{domain}_loss"].add({f"{domain}_loss": loss.detach()}, len(labels))
+        name = f"{domain}_accuracy"
+        accuracy, count = _accuracy(logits.detach(), labels)
+        self._means[name].add({name: accuracy}, count)
+
+    def results(self, strategy: Strategy) -> dict[str, Tensor]:
+        """Over the samples of all processes that have a label; nothing of a domain without any.
+
+        All processes must come here.
+        """
+        return means_of_all([*self._means.values()], strategy)
+
+
 def prefix_of(task: str) -> str:
     """What stands before the names of what is logged of a task: nothing for a single one."""
     return "" if task == ONLY else f"{task}_"
@@ -123,6 +160,13 @@ def _measured(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tens
     return outputs, as_outputs(labels, outputs)
 
 
+def _accuracy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a batch, the share of the rows with a label that are right, and their number."""
+    count = (labels != IGNORED).sum()
+    right = logits.argmax(dim=1) == labels  # which IGNORED is never
+    return right.sum() / count.clamp(min=1), count
+
+
 def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | int]:
     """The first metric, of a batch alone: what a step of a training can afford.
 
@@ -130,9 +174,7 @@ def measured_briefly(task: Task, outputs: Tensor, labels: Tensor) -> tuple[Tenso
     """
     outputs = outputs.detach()
     if task.kind == "classification":
-        count = (labels != IGNORED).sum()
-        right = outputs.argmax(dim=1) == labels  # which IGNORED is never
-        return right.sum() / count.clamp(min=1), count
+        return _accuracy(outputs, labels)
     if task.kind == "multilabel":
         return ((outputs > 0) == (labels > 0)).float().mean(), len(outputs)
     return (outputs - as_outputs(labels, outputs)).abs().mean(), len(outputs)
