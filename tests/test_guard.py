@@ -11,7 +11,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -186,6 +188,38 @@ def test_random_numbers_of_the_model_are_not_touched() -> None:
     assert not same_weights(plain, guard.twin)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("callback", [TransferGuard, LayerHistory])
+def test_a_generator_that_loaders_share_is_not_touched(callback: Any) -> None:
+    def train(watched: bool) -> Aligner:
+        shared, points = torch.Generator().manual_seed(1), TensorDataset(*blobs(60, 0.0, 2))
+        training, source, target = (
+            DataLoader(points, 20, shuffle=shuffle, generator=shared)
+            for shuffle in (True, False, True)
+        )
+        module = aligner()
+        data = CombinedLoader({"source": training, "target": training}, "max_size_cycle")
+        fit(module, data, *([callback(source=source, target=target)] if watched else []))
+        return module
+
+    assert same_weights(train(True), train(False))
+
+
+def test_a_guard_that_cannot_judge_in_the_end_leaves_the_rest(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Of a training whose twin has diverged, say."""
+    source, target = (DataLoader(TensorDataset(*blobs(60, s, 3)), 20) for s in (0.0, 1.5))
+    given, ended = aligner(), []
+    nn.init.constant_(given.classifier.weight, math.nan)
+    after = LambdaCallback(on_fit_end=lambda *_: ended.append(True))
+    guard = TransferGuard(given, source=source, target=target)
+    fit(aligner(), pair(), guard, after, max_epochs=1)
+    said = "TransferGuard has no verdict: the outputs of twin must"
+    assert any(said in str(warning.message) for warning in recwarn)
+    assert guard.verdict is None
+    assert ended
+
+
 @pytest.mark.parametrize("accumulated", [1, 4])
 def test_the_twin_is_resumed(accumulated: int, tmp_path: Path) -> None:
     whole = TransferGuard()
@@ -270,8 +304,15 @@ def test_what_would_stop_the_judge_is_found_out_before_the_training() -> None:
     points, labels = blobs(60, 0.0, 2)
     enough = DataLoader(TensorDataset(points, labels), 30)
     few = DataLoader(TensorDataset(points[:19], labels[:19]), 30)
+
+    def unknown(known: int, batch_size: int = 30) -> DataLoader[Any]:
+        """The last ones have a label."""
+        partly = labels.where(torch.arange(60) >= 60 - known, -100)
+        return DataLoader(TensorDataset(points, partly), batch_size)
+
     for loaders, message in (
         ({"source": DataLoader(points, 30), "target": enough}, "with labels; it gives none"),  # type: ignore[arg-type]
+        ({"source": unknown(12), "target": enough}, "20 samples with labels to judge by; got 12"),
         ({"source": few, "target": enough}, "source must have at least 20 samples .*; got 19"),
         ({"source": enough, "target": few}, "target must have at least 20 samples .*; got 19"),
     ):
@@ -279,6 +320,9 @@ def test_what_would_stop_the_judge_is_found_out_before_the_training() -> None:
         with pytest.raises(ValueError, match=message):
             fit(module, pair(), TransferGuard(**loaders))
         assert same_weights(module, aligner())
+    late = TransferGuard(source=unknown(20), target=enough)  # none is in the first batch
+    fit(aligner(), pair(), late, max_epochs=1)
+    assert late.verdict is not None
     with pytest.raises(ValueError, match="max_samples must be at least 20; got 5"):
         TransferGuard(max_samples=5)
     with pytest.raises(ValueError, match="max_samples must be at least 2; got 1"):

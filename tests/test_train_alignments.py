@@ -463,6 +463,17 @@ def test_classes_that_differ_between_domains() -> None:
         DomainPair(source, TensorDataset(X), target_labelled=other, batch_size=2)
     options = {"source_val": source, "target_val": other, "batch_size": 2}
     DomainPair(source, TensorDataset(X), same_labels=False, **options)
+    # Of a target to measure on some labels may not be known, and none need be.
+    for labels in (Y.where(Y != 1, -100), torch.full_like(Y, -100)):
+        options["target_val"] = TensorDataset(X, labels)
+        DomainPair(source, TensorDataset(X), **options)
+        with pytest.raises(ValueError, match=r"target_labelled lacks \[\] and has \[-100\]"):
+            DomainPair(
+                source, TensorDataset(X), batch_size=2, target_labelled=options["target_val"]
+            )
+    options["target_val"] = TensorDataset(X, (Y + 1).where(Y != 0, -100))
+    with pytest.raises(ValueError, match=r"target_val lacks \[\] and has \[3\]"):
+        DomainPair(source, TensorDataset(X), **options)
     # A few labelled targets may lack a class.
     few = TensorDataset(X[:1], Y[:1])
     DomainPair(source, TensorDataset(X), target_labelled=few, batch_size=2)

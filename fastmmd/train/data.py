@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
+from fastmmd.train.evaluation import IGNORED
 from fastmmd.train.shuffling import (
     EpochOrder,
     EpochShuffle,
@@ -96,7 +97,8 @@ class DomainPair(L.LightningDataModule):
             a batch is a list.
         target: Map-style dataset of ``inputs``, or of tuples whose first entry is read.
         source_val: Labelled source to validate on.
-        target_val: Labelled target to measure on. Needs ``source_val``, which comes first.
+        target_val: Labelled target to measure on; a label of -100 is one that is not known. Needs
+            ``source_val``, which comes first.
         target_labelled: Labelled target to train on, if a few labels are known: the entry
             ``"target_labelled"`` of a batch, of ``batch_size`` samples or of all if there are
             fewer.
@@ -153,7 +155,8 @@ class DomainPair(L.LightningDataModule):
                 ("target_labelled", target_labelled, False),  # a few may lack a class
             ):
                 if labelled is not None:
-                    _check_classes({names[0]: self.sources[0], name: labelled}, exact)
+                    pair = {names[0]: self.sources[0], name: labelled}
+                    _check_classes(pair, exact, ignored=name == "target_val")
         self.source = source
         self.target = target
         self.source_val = source_val
@@ -237,8 +240,12 @@ def _check_size(name: str, dataset: Dataset[Any], batch_size: int) -> None:
         )
 
 
-def _check_classes(datasets: Mapping[str, Any], exact: bool) -> None:
-    """Raise if labels are known and a data set's classes are not those of the first, or among."""
+def _check_classes(datasets: Mapping[str, Any], exact: bool, ignored: bool = False) -> None:
+    """Raise if labels are known and a data set's classes are not those of the first, or among.
+
+    With ``ignored`` the others may have the label -100, of a sample whose class is not known; then
+    they may lack classes, too.
+    """
     first: tuple[str, set[int]] | None = None
     for name, dataset in datasets.items():
         labels = known_labels(dataset)
@@ -251,6 +258,8 @@ def _check_classes(datasets: Mapping[str, Any], exact: bool) -> None:
             first = name, classes
             continue
         of, expected = first
+        if ignored and IGNORED in classes:
+            classes, exact = classes - {IGNORED}, False
         missing = sorted(expected - classes) if exact else []
         foreign = sorted(classes - expected)
         if missing or foreign:

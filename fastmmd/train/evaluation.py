@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastmmd.train.layers import check_layers, kept_outputs, rows_of
 
-__all__ = ["IGNORED", "Outputs", "collect", "evaluating", "inputs_and_labels"]
+__all__ = ["IGNORED", "Outputs", "collect", "evaluating", "inputs_and_labels", "labels_of_task"]
 
 IGNORED = -100  # the label of a sample without one, as torch's cross-entropy has it
 
@@ -195,7 +195,7 @@ def collect(
             rows = rows_of(found, layers, len(logits))
             for name, value in {**rows, "features": features, "logits": logits}.items():
                 parts[name].append(value.cpu().to(torch.promote_types(value.dtype, torch.float32)))
-            found_labels = _labels_of_task(of_batch, task, len(logits))
+            found_labels = labels_of_task(of_batch, task, len(logits))
             if found_labels is not None:
                 labels.append(found_labels)
     if not batches:
@@ -231,7 +231,12 @@ def _of_task(module: nn.Module, outputs: Any, task: str | None) -> Tensor:
     return outputs[task]
 
 
-def _labels_of_task(labels: Any, task: str | None, samples: int) -> Tensor | None:
+def labels_of_task(labels: Any, task: str | None, samples: int) -> Tensor | None:
+    """The labels of a batch of so many samples, of one task if there are several; or None.
+
+    Raises:
+        ValueError: There are several tasks, and labels are no mapping.
+    """
     if labels is None:
         return None
     if task is None:

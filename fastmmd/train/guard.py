@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
+from fastmmd.train.batches import row_count
 from fastmmd.train.checkpoints import check_architecture
-from fastmmd.train.evaluation import collect
-from fastmmd.train.history import domain_loaders, first_outputs, state_key
+from fastmmd.train.evaluation import IGNORED, collect, inputs_and_labels, labels_of_task
+from fastmmd.train.history import domain_loaders, first_outputs, state_key, undisturbed
 from fastmmd.train.twin import TwinTraining, check_trainable, copy_of
 from fastmmd.train.verdict import LEAST_SAMPLES, Verdict, check_max_samples, judge
 
@@ -49,15 +50,16 @@ class TransferGuard(L.Callback):
             :func:`~fastmmd.train.collect`.
 
     Attributes:
-        verdict: The :class:`~fastmmd.train.Verdict`, once the training is over.
+        verdict: The :class:`~fastmmd.train.Verdict`, once the training is over; None, with a
+            warning, if there is nothing to judge by then.
         twin: The source-only model.
 
     Raises:
         InputError: When the training starts: the checkpoint is not there, damaged or of another
             architecture.
         ValueError: ``max_samples`` is less than 20. When the training starts: no loader for the
-            source or for the target, or several processes and not both are given; a source without
-            labels, or fewer than 20 samples in a loader; or as :func:`~fastmmd.train.collect` of
+            source or for the target, or several processes and not both are given; fewer than 20
+            samples in a loader, of the source with labels; or as :func:`~fastmmd.train.collect` of
             their first batches. With a twin to be trained also manual optimisation, several
             optimisers, a schedule that follows a metric, or processes that do not each hold the
             whole model.
@@ -117,16 +119,12 @@ class TransferGuard(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before the training that there is nothing to compare on after it."""
         given = self.source, self.target
-        first = first_outputs(trainer, pl_module, *given, task=self.task)
-        if first[0].labels is None:
-            raise ValueError("source must be a loader of samples with labels; it gives none")
-        for name, loader in zip(("source", "target"), domain_loaders(trainer, *given), strict=True):
-            samples = getattr(loader, "dataset", None)
-            if isinstance(samples, Sized) and len(samples) < LEAST_SAMPLES:
-                raise ValueError(
-                    f"{name} must have at least {LEAST_SAMPLES} samples to judge by; got"
-                    f" {len(samples)}"
-                )
+        self.verdict = None
+        first_outputs(trainer, pl_module, *given, task=self.task)
+        source, target = domain_loaders(trainer, *given)
+        with undisturbed((source, target)):
+            _check_enough("source", source, self.task, labelled=True)
+            _check_enough("target", target, self.task, labelled=False)
         if self._training is not None:
             self._training.steps_done = trainer.global_step  # restored only after on_fit_start
 
@@ -146,7 +144,12 @@ class TransferGuard(L.Callback):
         """Compares the two and says what came of it."""
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        self.verdict = self.compare(trainer, pl_module)
+        try:
+            self.verdict = self.compare(trainer, pl_module)
+        except ValueError as error:
+            # What comes after the training, a report say, is still to be had.
+            rank_zero_warn(f"TransferGuard has no verdict: {error}")
+            return
         print(f"\n{self.verdict}\n")
 
     def compare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Verdict:
@@ -154,12 +157,12 @@ class TransferGuard(L.Callback):
         assert self.twin is not None
         source, target = domain_loaders(trainer, self.source, self.target)
         self.twin.to(pl_module.device)
-        with torch.random.fork_rng([]):  # loaders draw seeds
-            aligned, twin = (
-                (collect(model, source, task=self.task), collect(model, target, task=self.task))
-                for model in (pl_module, self.twin)
-            )
-        return judge(aligned, twin, max_samples=self.max_samples)
+        found = []
+        for model in (pl_module, self.twin):
+            with undisturbed((source, target)):  # and so in one order, where loaders shuffle
+                found.append([collect(model, part, task=self.task) for part in (source, target)])
+        (a, b), (c, d) = found
+        return judge((a, b), (c, d), max_samples=self.max_samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, schedule and seed of a twin that is trained alongside."""
@@ -168,3 +171,20 @@ class TransferGuard(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Those of the training that is resumed, taken up when the fit starts."""
         self._loaded = state_dict
+
+
+def _check_enough(name: str, loader: Iterable[Any], task: str | None, labelled: bool) -> None:
+    """Reads a loader until there is enough to judge by, which is seldom more than a batch."""
+    found, what = 0, "samples with labels" if labelled else "samples"
+    for batch in loader:
+        inputs, labels = inputs_and_labels(batch)
+        count = row_count(inputs)
+        if labelled:
+            of_task = labels_of_task(labels, task, count)
+            if of_task is None:
+                raise ValueError(f"{name} must be a loader of samples with labels; it gives none")
+            count = int((of_task != IGNORED).sum())
+        found += count
+        if found >= LEAST_SAMPLES:
+            return
+    raise ValueError(f"{name} must have at least {LEAST_SAMPLES} {what} to judge by; got {found}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,14 @@ from fastmmd.functional import mmd2
 from fastmmd.kernels import Gaussian, Kernel
 from fastmmd.train.evaluation import Outputs, collect
 
-__all__ = ["LayerHistory", "domain_loaders", "first_outputs", "layer_distances", "state_key"]
+__all__ = [
+    "LayerHistory",
+    "domain_loaders",
+    "first_outputs",
+    "layer_distances",
+    "state_key",
+    "undisturbed",
+]
 
 
 def domain_loaders(
@@ -59,6 +67,26 @@ def domain_loaders(
     return source, target
 
 
+@contextmanager
+def undisturbed(loaders: Iterable[Any]) -> Iterator[None]:
+    """Leaves random numbers as they were: loaders draw some, and those are the training's.
+
+    Torch's global ones, and those of generators of the loaders and their samplers, which loaders of
+    the training may share.
+    """
+    parts = [*loaders]
+    for name in ("batch_sampler", "sampler"):  # a sampler may be that of the batch sampler
+        parts += [getattr(part, name, None) for part in parts]
+    generators = {getattr(part, "generator", None) for part in parts}
+    states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
+    with torch.random.fork_rng([]):
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+
 def first_outputs(
     trainer: L.Trainer,
     module: L.LightningModule,
@@ -74,7 +102,7 @@ def first_outputs(
         ValueError: As :func:`domain_loaders` or :func:`collect`.
     """
     loaders = domain_loaders(trainer, source, target)
-    with torch.random.fork_rng([]):  # loaders draw seeds, and those are the training's
+    with undisturbed(loaders):
         first, second = (
             collect(module, islice(loader, 1), layers=layers, task=task) for loader in loaders
         )
@@ -187,7 +215,7 @@ class LayerHistory(L.Callback):
 
     def _record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         loaders = domain_loaders(trainer, self.source, self.target)
-        with torch.random.fork_rng([]):  # loaders draw seeds, and those are the training's
+        with undisturbed(loaders):
             source, target = (
                 collect(module, loader, layers=self.layers, task=self.task) for loader in loaders
             )

@@ -130,8 +130,8 @@ class WriteReport(L.Callback):
 
     The history and the verdict are those of a :class:`LayerHistory` and a :class:`TransferGuard` of
     the same task among the trainer's callbacks; the guard's twin is what the features are compared
-    with. The samples are those of the loaders that the history was given, else of those that the
-    guard was, else of the trainer's, as :class:`TransferGuard` chooses them.
+    with, if there is a verdict. The samples are those of the loaders that the history was given,
+    else of those that the guard was, else of the trainer's, as :class:`TransferGuard` chooses them.
 
     Args:
         output: Folder. Default: ``report``, or ``report-TASK``, in the trainer's
@@ -192,7 +192,7 @@ class WriteReport(L.Callback):
             source,
             target,
             self._folder(trainer),
-            before=None if guard is None else guard.twin,
+            before=None if guard is None or guard.verdict is None else guard.twin,
             history=history,
             verdict=None if guard is None else guard.verdict,
             layers=history.layers if history else (),
