@@ -151,11 +151,7 @@ def rounded(operand: int) -> dict[str, Any]:
         x, y = tolerance.centred_in_double(x, y)
         return to_operand(x, operand), to_operand(y, operand)
 
-    def products(x: Tensor, y: Tensor | None = None) -> Tensor:
-        x, y = (None if t is None else to_operand(t, operand) for t in (x, y))
-        return reference.inner_products(x, y)
-
-    return {"centre": centre, "products": products, "eps": 2.0 ** -bits[operand]}
+    return {"centre": centre, "eps": 2.0 ** -bits[operand]}
 
 
 def cases(n: int, m: int, d: int, *args: Any, **options: Any) -> list[Case]:
@@ -190,10 +186,20 @@ def test_cosines_far_from_zero(backend: Backend, operand: int) -> None:
     """All rows point nearly the same way, and little is left of a gradient along the sphere."""
     if not backend.has(MMA):
         pytest.skip("no tensor cores")
+
+    # Rows of cosines are rounded at length 1, so that is where E has them rounded. Their entries
+    # are about 33^-1/2 = 0.17, of which bf16 takes up to 2^-11 = 5e-4; they differ by 0.17 / 100 =
+    # 2e-3, and a gradient is made of these differences. So rounding alone may leave a fourth of it,
+    # where 8 eps are a 32nd. Without it in E, errors are 1.15 (bf16) and 1.05 (TF32) times what is
+    # allowed.
+    def products(x: Tensor, y: Tensor | None = None) -> Tensor:
+        x, y = (None if t is None else to_operand(t, operand) for t in (x, y))
+        return reference.inner_products(x, y)
+
     with precision("high"), forced(mode="panels", products=MMA, operand=operand):
         for weighted in (False, True):
             made = cases(20, 13, 33, "cosine", "cross", weighted=weighted, offset=100.0)
-            check(backend, made, operand)
+            check(backend, made, operand, products=products)
 
 
 @pytest.mark.parametrize(("d", "first"), [(1, 48), (1, 360), (3, 384)])

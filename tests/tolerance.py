@@ -492,12 +492,14 @@ def findings(
     eps: float | None = None,
     degenerate: bool = False,
     most: int | None = None,
+    held: Collection[str] = (),
     **options: object,
 ) -> list[Finding]:
     """What ``function`` errs by on cases that differ in their seed alone, result by result.
 
     ``eps`` and ``degenerate`` are those of :func:`bounds`, options those of :func:`plain`. What
     takes its time is tried on the first ``most`` cases only; plain PyTorch errs over all of them.
+    All results are there but the gradients of what is ``held``, as of :func:`differentiate`.
     """
     with threads(1):  # small matrices only wait for more
         exact = [oracle(case) for case in cases]
@@ -509,11 +511,15 @@ def findings(
         ]
     with threads(2):
         tested = [function(case) for case in cases]
-    return [
-        Finding(name, seed, error, allowed[seed][name], worst[name])
-        for seed, (results, of) in enumerate(zip(tested, exact, strict=True))
-        for name, error in errors(results, {k: of[k] for k in results}).items()
-    ]
+    found = []
+    for seed, (results, of) in enumerate(zip(tested, exact, strict=True)):
+        wanted = {name: t for name, t in of.items() if name not in held}
+        assert results.keys() == wanted.keys(), f"{list(results)} in place of {list(wanted)}"
+        found += [
+            Finding(name, seed, error, allowed[seed][name], worst[name])
+            for name, error in errors(results, wanted).items()
+        ]
+    return found
 
 
 def check(
