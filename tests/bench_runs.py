@@ -93,15 +93,16 @@ class SharedMachine:
 class SimulatedWorker:
     """A worker of a build whose calls take 2.4 ms, or longer by a plant, on a shared machine.
 
-    Processes of one build differ by some tenths of a per cent, and calls by their jitter.
+    Processes of one build differ by their spread, and calls by their jitter.
     """
 
     machine: ClassVar[SharedMachine]
     plant: ClassVar[dict[str, float]] = {}
+    spread: ClassVar[float] = 0.007
 
     def __init__(self, name: str, folder: Path) -> None:
         draw = self.machine.draw
-        own = (1 + self.plant[name]) * np.exp(0.007 * draw.standard_normal())
+        own = (1 + self.plant[name]) * np.exp(self.spread * draw.standard_normal())
         self._work = {"fastmmd": 2.4e-3 * own, "reference": 12e-3}
         self._time = fastest(self._calls)
         self.machine.now += 3.0  # it starts

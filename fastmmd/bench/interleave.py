@@ -34,10 +34,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Seconds per call by lane, one entry per round, and the calls that each was averaged over."""
+    """Seconds per call by lane, one entry per round, and the calls that each was averaged over.
+
+    Of several runs, ``runs`` are their numbers of rounds, one after the other.
+    """
 
     seconds: dict[str, list[float]]
     calls: dict[str, int]
+    runs: tuple[int, ...] = ()
 
 
 def stopwatch(lane: Lane, calls: int) -> float:

@@ -18,7 +18,7 @@ __all__ = ["BenchError", "add_bench_arguments"]
 
 # Seconds of rounds of a row, whole and quick.
 _SECONDS, _QUICK_SECONDS = 3.0, 0.6
-PASSES = 6
+PASSES = 10
 
 
 class BenchError(ValueError):

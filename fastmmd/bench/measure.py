@@ -7,6 +7,7 @@ import os
 import statistics
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +32,8 @@ LEAST_ROUNDS = 9
 # Of two builds: turns about as short as a time slice of the system, of which some are then not
 # disturbed at all, and many of them.
 TURN, MOST_ROUNDS = 0.01, 150
-# Two processes of one build differ: no answer stands on a single pass.
-LEAST_PASSES = 2
+# Two processes of one build differ: no answer stands on a single pass, and no change on two.
+LEAST_PASSES = {"same": 2, "better": 3, "worse": 3}
 # Over all rows: what disturbs the machine for a second is then not in all rounds of a row.
 SWEEPS = 3
 Say = Callable[[str], object]
@@ -84,6 +85,12 @@ def _joined(before: Rounds | None, after: Rounds) -> Rounds:
     return Rounds(
         {name: before.seconds[name] + times for name, times in after.seconds.items()}, after.calls
     )
+
+
+def _passes(before: Rounds | None, after: Rounds) -> Rounds:
+    """The rounds of another pass too, whose processes are new."""
+    (count,) = {len(times) for times in after.seconds.values()}
+    return replace(_joined(before, after), runs=(*(before.runs if before else ()), count))
 
 
 def _faster(rounds: Rounds) -> float:
@@ -174,7 +181,7 @@ def duel(
     run on the same cores, two rounds later on others: a core that another process or another guest
     makes slow is so for both, and not in all rounds. All rows are measured again in new processes,
     as two processes of one build differ too, by where their memory lies; then those that are
-    unclear.
+    unclear, and those that seem to have changed once more.
 
     Args:
         folders: Of the builds, by ``"base"`` and ``"head"``.
@@ -216,7 +223,7 @@ def duel(
                     lambda lane, count: lane[0].seconds(lane[1], count, cores.now),
                     cores.next_round,
                 )
-                taken[row.name] = _joined(taken.get(row.name), rounds)
+                taken[row.name] = _passes(taken.get(row.name), rounds)
 
     def contents() -> tuple[dict[str, Any], dict[str, Any]]:
         return tuple(  # type: ignore[return-value]
@@ -250,7 +257,7 @@ def duel(
         open_rows = {
             v.row
             for v in verdicts
-            if v.answer == "unclear" or (v.answer not in ("new", "gone") and number < LEAST_PASSES)
+            if v.answer == "unclear" or number < LEAST_PASSES.get(v.answer, 1)
         }
         left = [row for row in rows if row.name in open_rows]
         say(f"pass {number}: {len(rows) - len(left)} of {len(rows)} rows decided")

@@ -169,7 +169,11 @@ class Record:
             (subject, info), (reference, _) = of.pop(SUBJECT), of.pop(REFERENCE)
             if not subject or not reference or len(subject) != len(reference):
                 raise RecordError(f"{where}: the rounds of {name!r} are not complete")
-            series[name] = Series(name, subject, reference, info, {k: v[0] for k, v in of.items()})
+            others = {k: v[0] for k, v in of.items()}
+            runs = _runs(info.get("runs", []), len(subject))
+            if runs is None:
+                raise RecordError(f"{where}: the runs of {name!r} are not those of its rounds")
+            series[name] = Series(name, subject, reference, info, others, runs)
         if not series and not empty:
             raise RecordError(f"{where}: no row with a subject and a reference in it")
         together, plain = own.get("rounds_with"), own.get("plain_forms")
@@ -195,6 +199,13 @@ class Record:
                 )
 
 
+def _runs(found: Any, rounds: int) -> tuple[int, ...] | None:
+    """Numbers of rounds as they were read, None if they are no such numbers."""
+    if not isinstance(found, list) or not all(type(n) is int and n > 0 for n in found):
+        return None
+    return tuple(found) if sum(found) == (rounds if found else 0) else None
+
+
 def entry(
     row: str,
     lane: str,
@@ -212,6 +223,8 @@ def entry(
         info: What else is recorded.
     """
     extra = {**info, "row": row, "lane": lane}
+    if rounds is not None and rounds.runs:
+        extra["runs"] = list(rounds.runs)
     made: dict[str, Any] = {
         "group": row,
         "name": f"{row} [{lane}]",

@@ -15,9 +15,10 @@ as what disturbs one round often disturbs the next.
 A row is better or worse only if the change is above the thresholds, its interval beyond half of the
 change, and the change of the best times above half of the thresholds.
 
-Two processes of one build differ too, by where their memory lies. Of several runs a side, runs are
-resampled first and rounds within them; where a side has a single run, a change has to be twice the
-thresholds. Of many rows some would be off by chance: the confidence grows with their number.
+Two processes of one build differ too, by where their memory lies. Of several runs a side (of two
+revisions, passes), runs are resampled first and rounds within them; where a side has a single run,
+a change has to be twice the thresholds. Of many rows some would be off by chance: the confidence
+grows with their number.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def judge(base: Series, head: Series, paired: bool, thresholds: Thresholds) -> V
     Args:
         base: Its rounds before.
         head: Its rounds after.
-        paired: Whether round i of both was measured together.
+        paired: Whether round i of both was measured together, so that both have the same runs.
         thresholds: What counts.
     """
     draw = np.random.default_rng(0)
@@ -107,21 +108,23 @@ def judge(base: Series, head: Series, paired: bool, thresholds: Thresholds) -> V
     if paired:
         new, old = np.log(after), np.log(before)
         center = float(np.quantile(new, _LOW) - np.quantile(old, _LOW))
-        rounds_of = _resampled(np.arange(len(new)), draw)  # the same of both
-        lows = (np.quantile(logs[rounds_of], _LOW, axis=1) for logs in (new, old))
-        spread = np.subtract(*lows)
+        samples = _samples(base.rounds_of_runs, draw)  # the same of both
+        spread = _quantiles(new, samples, _LOW) - _quantiles(old, samples, _LOW)
         best = float(np.log(after.min()) - np.log(before.min()))
     else:
         old, new = (np.log(np.divide(s.subject, s.reference)) for s in (base, head))
         center = float(np.median(new) - np.median(old))
         spread = np.subtract(
-            *(_medians(logs, of.rounds_of_runs, draw) for logs, of in ((new, head), (old, base)))
+            *(
+                _quantiles(logs, _samples(of.rounds_of_runs, draw), 0.5)
+                for logs, of in ((new, head), (old, base))
+            )
         )
         best = _best(head) - _best(base)
-        if min(len(base.rounds_of_runs), len(head.rounds_of_runs)) == 1:
-            thresholds = replace(
-                thresholds, relative=2 * thresholds.relative, absolute=2 * thresholds.absolute
-            )
+    if min(len(base.rounds_of_runs), len(head.rounds_of_runs)) == 1:
+        thresholds = replace(
+            thresholds, relative=2 * thresholds.relative, absolute=2 * thresholds.absolute
+        )
     tail = (1 - thresholds.confidence) / 2
     low, high = (float(np.quantile(spread, q)) for q in (tail, 1 - tail))
     time = float(np.median(before))
@@ -157,18 +160,31 @@ def _answer(
     return "unclear"
 
 
-def _medians(
-    values: NDArray[Any], runs: tuple[int, ...], draw: np.random.Generator
-) -> NDArray[Any]:
-    """Medians of bootstrap samples: of runs first, then of the rounds within them."""
-    parts = [_resampled(part, draw) for part in np.split(values, np.cumsum(runs)[:-1])]
-    if len(parts) == 1:
-        return np.asarray(np.median(parts[0], axis=1))
-    chosen = draw.integers(0, len(parts), size=(_RESAMPLES, len(parts)))
-    samples = (
-        np.median(np.concatenate([parts[run][i] for run in row])) for i, row in enumerate(chosen)
+def _samples(runs: tuple[int, ...], draw: np.random.Generator) -> NDArray[Any]:
+    """Bootstrap samples [resamples, n] of positions: of runs first, then of the rounds in them.
+
+    Runs differ in length; a sample shorter than others has -1 in the places that are left.
+    """
+    parts = np.split(np.arange(sum(runs)), np.cumsum(runs)[:-1])
+    places = np.full((len(runs), _RESAMPLES, max(runs)), -1)
+    for place, part in zip(places, parts, strict=True):
+        place[:, : len(part)] = _resampled(part, draw)
+    chosen = draw.integers(0, len(runs), size=(_RESAMPLES, len(runs)))
+    taken: NDArray[Any] = places[chosen, np.arange(_RESAMPLES)[:, None]]
+    return taken.reshape(_RESAMPLES, -1)
+
+
+def _quantiles(values: NDArray[Any], samples: NDArray[Any], q: float) -> NDArray[Any]:
+    """Quantiles [resamples] of samples, interpolated as those of NumPy are."""
+    ordered = np.sort(np.append(values, np.inf)[samples], axis=1)
+    last = (samples >= 0).sum(axis=1) - 1
+    below = (q * last).astype(int)
+    low, high = (
+        np.take_along_axis(ordered, i[:, None], axis=1)[:, 0]
+        for i in (below, np.minimum(below + 1, last))
     )
-    return np.fromiter(samples, float, _RESAMPLES)
+    found: NDArray[Any] = low + (q * last - below) * (high - low)
+    return found
 
 
 def _resampled(values: NDArray[Any], draw: np.random.Generator) -> NDArray[Any]:
@@ -196,7 +212,7 @@ def compare(base: Record, head: Record, thresholds: Thresholds | None = None) ->
         if before is None:
             verdicts.append(Verdict(name, "new", head=float(np.median(after.subject))))
             continue
-        paired = together and len(before.subject) == len(after.subject)
+        paired = together and before.rounds_of_runs == after.rounds_of_runs
         verdicts.append(judge(before, after, paired, thresholds))
     verdicts += [
         Verdict(name, "gone", base=float(np.median(series.subject)))
