@@ -116,6 +116,27 @@ def test_sanitizer_verdict(status: int | None, log: str, verdict: str) -> None:
     assert gpu_check.sanitizer_verdict(status, log) == verdict
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "proved"),
+    [
+        ((), False),  # the phase was cut before they began
+        (("skipped",), False),
+        (("passed", "skipped"), True),
+        (("passed", "cut"), False),
+        (("passed", "failed"), False),
+        (("hung (over 60 s)",), False),
+    ],
+)
+def test_clusters_are_proved_before_they_are_measured(
+    outcomes: tuple[str, ...], proved: bool
+) -> None:
+    from benchmarks import gpu_check
+
+    tests = {f"test_cuda.py::test_clusters[{i}]": {"outcome": o} for i, o in enumerate(outcomes)}
+    tests["test_cuda.py::test_panels"] = {"outcome": "passed"}
+    assert gpu_check.has_proved(tests, "test_clusters") is proved
+
+
 # --- what hangs and what crashes -----------------------------------------------------------------
 
 ENTRIES = """
