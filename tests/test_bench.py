@@ -73,6 +73,10 @@ def damage(name: str) -> Any:
         made = [made]
     elif name == "machine":
         made["machine_info"] = []
+    elif name == "commit":
+        made["commit_info"]["id"] = 5
+    elif name == "huge":
+        made["benchmarks"][0]["stats"]["data"][0] = 10**400
     elif name == "limits":
         made["fastmmd_bench"]["limits"] = {"flop_per_second": 1.0}
     return made
@@ -90,6 +94,8 @@ def damage(name: str) -> Any:
         ("list", "no 'benchmarks'"),
         ("machine", "must be objects"),
         ("limits", "limits"),
+        ("commit", "commit_info.id 5"),
+        ("huge", "OverflowError"),
     ],
 )
 def test_files_that_are_no_records(
@@ -111,6 +117,15 @@ def test_truncated_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     (tmp_path / "b.json").write_text(text[: len(text) // 2])
     assert main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
     assert "only the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
+def test_text_that_json_gives_up_on(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert main(["bench", "compare", *2 * [str(tmp_path / "a.json")]]) == 2
+    assert "a.json: not JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.3, 1), (1.0, 0), (0.7, 0)])
@@ -217,6 +232,20 @@ def test_peak_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "peak of fused multiply-adds not measured" in table.run(Record.parse(run))
 
 
+@pytest.mark.parametrize("found", ["", "exit 3", "echo fast"])
+def test_peak_that_does_not_run(
+    found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program"
+    if found:
+        program.write_text(f"#!/bin/sh\n{found}\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(peak, "program", lambda instruction_set: program)
+    limits = Limits("cpu", 1, {torch.float32})
+    limits._sample_peaks()
+    assert "does not run" in limits.not_measured
+
+
 def test_limits_of_types() -> None:
     names = [
         key("multiply-adds", dtype, device)
@@ -315,6 +344,18 @@ def test_report_of_a_history_over_machines(
 def test_times() -> None:
     shown = [table.time(t) for t in (2.5e-7, 4.4e-5, 1.23e-3, 0.456, 123.4, math.nan)]
     assert shown == ["0.250 µs", "44.0 µs", "1.23 ms", "456 ms", "123 s", ""]
+
+
+def test_planted_slow_downs_of_the_documentation() -> None:
+    text = " ".join((ROOT / "docs" / "tracking.md").read_text().split())
+    (name,) = re.findall(r"`(benchmarks/results/\S+/planted\.json)`", text)
+    found = json.loads((ROOT / name).read_text())
+    assert (
+        f"{found['found']} of {found['trials']} slow-downs were found, and of {found['trials']}"
+        " comparisons of two builds of the same code"
+        f" {found['false_alarms'] or 'none'} raised an alarm"
+        f" (commit {found['commit']['id'][:9]}, `{name}`)"
+    ) in text
 
 
 # --- the README ----------------------------------------------------------------------------------

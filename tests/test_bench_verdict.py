@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,31 @@ def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"commit_info": {"id": "1" * 40}}, "commit"),
+        ({"fastmmd_bench": {"schema": 1, "plain_forms": "others"}}, "plain forms"),
+        ({"fastmmd_bench": {"schema": 1, "rounds_with": "another"}}, "rounds measured with"),
+    ],
+)
+def test_folder_of_different_code(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.json", content({"row": series(0)}))
+    write(tmp_path / "b.json", content({"row": series(1)}, **change))
+    with pytest.raises(RecordError, match=f"not runs of the same code: {message}"):
+        Record.load(tmp_path)
+
+
+def test_place_of_the_verdicts_is_tried_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmmd.bench.builds.build", lambda *_: pytest.fail("it builds"))
+    (tmp_path / "file").write_text("")
+    place = str(tmp_path / "file" / "verdicts.json")
+    assert main(["bench", "compare", "HEAD", "HEAD", "--json", place]) == 2
+    assert "not a folder that can be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--select", "nosuch"], "selects no row"),
@@ -125,6 +151,7 @@ def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--save", "x"], "--save is for revisions"),
         (["--threads", "2"], "--threads is for revisions"),
         (["--device", "cuda"], "--device is for revisions"),
+        (["--passes", "3"], "--passes is for revisions"),
     ],
 )
 def test_options_of_files(

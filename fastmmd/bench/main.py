@@ -56,8 +56,7 @@ def add_bench_arguments(command: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--passes",
         type=positive,
-        default=PASSES,
-        help="measure rows that stay unclear so often (default: %(default)s)",
+        help=f"measure rows that stay unclear so often (default: {PASSES})",
     )
     compare.add_argument(
         "--threshold",
@@ -146,6 +145,8 @@ def run_compare(options: argparse.Namespace) -> int:
     from fastmmd.bench.verdict import Thresholds, compare
 
     thresholds = Thresholds(options.threshold, options.absolute)
+    if options.json:
+        _check_folder(Path(options.json).parent)
     files = [_holds_runs(Path(name)) for name in (options.base, options.head)]
     if all(files):
         _refuse_measuring(options)
@@ -179,7 +180,7 @@ def _holds_runs(path: Path) -> bool:
 
 
 def _refuse_measuring(options: argparse.Namespace) -> None:
-    for name in ("quick", "threads", "save"):
+    for name in ("quick", "threads", "save", "passes"):
         if getattr(options, name):
             raise BenchError(f"--{name} is for revisions, which are measured; these are files")
     if options.device != "cpu":
@@ -224,7 +225,7 @@ def _compare_revisions(options: argparse.Namespace, thresholds: Any) -> tuple[An
                 options.device,
                 options.threads or measure.default_threads(),
                 _seconds(options),
-                options.passes,
+                options.passes or PASSES,
                 thresholds,
                 _say,
             )

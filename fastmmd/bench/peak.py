@@ -25,7 +25,7 @@ FLAGS = {  # those of cmake/FastmmdCore.cmake that matter here
 
 
 class CompilerError(RuntimeError):
-    """The microbenchmark cannot be compiled."""
+    """The microbenchmark cannot be compiled, or does not run."""
 
 
 @functools.cache
@@ -72,11 +72,15 @@ class Peak:
         """Measures once more.
 
         Raises:
-            CompilerError: As of :func:`program`.
+            CompilerError: As of :func:`program`, or what was compiled does not run.
         """
-        command = [str(program(instruction_set)), self._type, str(threads), str(seconds)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        self.samples.setdefault((instruction_set, threads), []).append(1e9 * float(output))
+        try:
+            command = [str(program(instruction_set)), self._type, str(threads), str(seconds)]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            rate = 1e9 * float(output)
+        except (OSError, subprocess.CalledProcessError, ValueError) as error:
+            raise CompilerError(f"the microbenchmark does not run: {error}") from error
+        self.samples.setdefault((instruction_set, threads), []).append(rate)
 
     def highest(self) -> dict[tuple[str, int], float]:
         """By instruction set and threads."""

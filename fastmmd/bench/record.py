@@ -101,7 +101,8 @@ class Record:
 
         Raises:
             RecordError: It cannot be read, is not JSON (truncated, say), has another schema, or no
-                row of it has a subject and a reference; or runs of a folder do not compare.
+                row of it has a subject and a reference; or runs of a folder do not compare, or are
+                not of the same code.
         """
         if Path(path).is_dir():
             files = sorted(Path(path).glob("*.json"))
@@ -111,6 +112,7 @@ class Record:
             series = dict(first.series)
             for record in more:
                 first.check_comparable(record)
+                first._check_same_code(record)
                 for name, of in record.series.items():
                     series[name] = series[name].followed_by(of) if name in series else of
             return replace(first, series=series, where=str(path))
@@ -120,7 +122,7 @@ class Record:
             raise RecordError(f"{path}: cannot be read ({error})") from error
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{path}: not JSON, or only the beginning of it ({error})") from error
         return cls.parse(content, str(path))
 
@@ -158,9 +160,11 @@ class Record:
             limits = {k: float(v) for k, v in own.get("limits", {}).items()}
             if not isinstance(machine, dict) or not isinstance(commit, dict):
                 raise TypeError("machine_info and commit_info must be objects")
+            if not isinstance(commit.get("id"), str | None):
+                raise TypeError(f"commit_info.id {commit['id']!r} is no string")
             if limits and not limits.keys() >= LIMITS:
                 raise ValueError(f"limits {sorted(limits)}")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise RecordError(f"{where}: not a record of fastmmd bench: {error!r}") from error
         series = {}
         for name, of in lanes.items():
@@ -196,6 +200,18 @@ class Record:
                 what = key.replace("_", " ")
                 raise RecordError(
                     f"{self.where} and {other.where} cannot be compared: {what} {a!r} and {b!r}"
+                )
+
+    def _check_same_code(self, other: Record) -> None:
+        for what, a, b in (
+            ("commit", self.commit.get("id"), other.commit.get("id")),
+            ("plain forms", self.plain_forms, other.plain_forms),
+            ("rounds measured with", self.rounds_with, other.rounds_with),
+        ):
+            if a != b:
+                raise RecordError(
+                    f"{self.where} and {other.where} of one folder are not runs of the same code:"
+                    f" {what} {a!r} and {b!r}"
                 )
 
 
