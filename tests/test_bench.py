@@ -192,6 +192,25 @@ def test_other_libraries_compute_the_same(op: str, monkeypatch: pytest.MonkeyPat
     assert set(lanes.calls) == {"fastmmd", "reference", *chosen}
 
 
+def test_gradients_of_other_libraries_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_sided(simple: Any, x: Any, y: Any) -> Any:
+        return lambda x, y: simple(x, y.detach()) + 0 * y.sum()
+
+    another = tracked.PEERS["mmd2"]["KeOps"]._replace(modules=(), make=one_sided)
+    monkeypatch.setattr(tracked, "PEERS", {"coral": {"another": another}})
+    forward, backward = tracked.select("coral", quick=True)
+    assert "another" in forward.prepare(peers=True).calls
+    with pytest.raises(ArithmeticError, match="another computes something else"):
+        backward.prepare(peers=True)
+
+
+def test_half_precision_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = {name: p for name, p in tracked.PEERS["mmd2"].items() if name.endswith("-style")}
+    monkeypatch.setattr(tracked, "PEERS", {"mmd2": beside})
+    for row in tracked.select("mmd2, .*bfloat16", quick=True):
+        assert row.prepare(peers=True).calls.keys() == {"fastmmd", "reference", "TLlib-style"}
+
+
 def test_library_that_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
