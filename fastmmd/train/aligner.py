@@ -268,30 +268,6 @@ class Aligner(TransferModule):
         means = means_of_all([self.means, self._labelled_means], self.trainer.strategy)
         self.log_dict(means, **AGREED)
 
-    def on_validation_epoch_start(self) -> None:
-        """Begins the measures of the loaders."""
-        self.measures.begin()
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs them, over the samples of all processes that have a label."""
-        self._log_measures("val")
-
-    def on_test_epoch_start(self) -> None:
-        """As ``on_validation_epoch_start``."""
-        self.measures.begin()
-
-    def on_test_epoch_end(self) -> None:
-        """As ``on_validation_epoch_end``."""
-        self._log_measures("test")
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measures one batch of (inputs, labels); loader 0 is the source, loader 1 the target."""
-        self._evaluate("val", batch, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As ``validation_step``, logged under ``test``."""
-        self._evaluate("test", batch, dataloader_idx)
-
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits [n, num_classes] of a batch of inputs, or of a tuple that begins with them."""
         return self(inputs_of(batch))
@@ -434,11 +410,6 @@ class Aligner(TransferModule):
             names += ["train_alignment_loss", "train_alignment_weight"]
         self.means = EpochMeans(names)
         self._labelled_means = EpochMeans([LABELLED_LOSS])
-
-    def _log_measures(self, stage: str) -> None:
-        found = self.measures.results(self.trainer.strategy)
-        named = {f"{stage}_{name}": value for name, value in found.items()}
-        self.log_dict(named, prog_bar=True, **AGREED)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

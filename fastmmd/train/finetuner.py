@@ -292,30 +292,6 @@ class FineTuner(TransferModule):
         super().on_train_epoch_end()
         self.log_dict(means_of_all([*self._means.values()], self.trainer.strategy), **AGREED)
 
-    def on_validation_epoch_start(self) -> None:
-        """Begins the measures of the loaders."""
-        self.measures.begin()
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the metrics and the loss of each loader, over the rows of all processes."""
-        self._log_measures("val")
-
-    def on_test_epoch_start(self) -> None:
-        """As ``on_validation_epoch_start``."""
-        self.measures.begin()
-
-    def on_test_epoch_end(self) -> None:
-        """As ``on_validation_epoch_end``."""
-        self._log_measures("test")
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measures one batch; loader 1, if there is one, is that of the target domain."""
-        self._evaluate("val", batch, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As ``validation_step``, logged under ``test``."""
-        self._evaluate("test", batch, dataloader_idx)
-
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """What ``forward`` makes of a batch of inputs, or of a tuple that begins with them."""
         return self(inputs_of(batch))
@@ -386,11 +362,6 @@ class FineTuner(TransferModule):
 
     def _begin_training_means(self) -> None:
         self._means = {key: EpochMeans([name]) for key, name in self._reported.items()}
-
-    def _log_measures(self, stage: str) -> None:
-        found = self.measures.results(self.trainer.strategy)
-        named = {f"{stage}_{name}": value for name, value in found.items()}
-        self.log_dict(named, prog_bar=True, **AGREED)
 
     def _is_single(self) -> bool:
         return ONLY in self.tasks

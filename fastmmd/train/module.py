@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor
 
+from fastmmd.train.means import AGREED
 from fastmmd.train.presence import (
     ClassesSeen,
     absent_classes,
@@ -20,7 +21,7 @@ __all__ = ["TransferModule"]
 
 
 class TransferModule(L.LightningModule):
-    """Finds out classes without a sample, and logs the objective as often as the trainer logs.
+    """Finds out classes without a sample, and logs the objective and what is measured.
 
     Where the labels of all samples are known, that is before the training. Of other data it is the
     first whole epoch that shows it: the training ends then, but only once checkpoints of the epoch
@@ -31,6 +32,8 @@ class TransferModule(L.LightningModule):
         all_classes: Whether a class without a sample is an error.
         ignored: Whether samples to train on may have the label -100, which is none.
     """
+
+    measures: Any  # which the subclass makes: DomainMeasures or TaskMeasures
 
     def __init__(self, all_classes: bool, ignored: bool) -> None:
         super().__init__()
@@ -105,6 +108,38 @@ class TransferModule(L.LightningModule):
             ValueError: No batch held a sample of some class.
         """
         self._refuse_absent()
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins the measures of the loaders."""
+        self.measures.begin()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs them, over the samples of all processes that have a label."""
+        self._log_measures("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As ``on_validation_epoch_start``."""
+        self.measures.begin()
+
+    def on_test_epoch_end(self) -> None:
+        """As ``on_validation_epoch_end``."""
+        self._log_measures("test")
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measures one batch of (inputs, labels); loader 0 is the source, loader 1 the target."""
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As ``validation_step``, logged under ``test``."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
+        raise NotImplementedError
+
+    def _log_measures(self, stage: str) -> None:
+        found = self.measures.results(self.trainer.strategy)
+        named = {f"{stage}_{name}": value for name, value in found.items()}
+        self.log_dict(named, prog_bar=True, **AGREED)
 
     def _saw(self, labels: Tensor, task: str = "") -> None:
         if task in self._seen:
