@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastmmd import Energy, MMDLoss, mmd2, reference
 from fastmmd.train import Aligner, DomainPair, LayerHistory, alignment_weight
+from fastmmd.train.means import means_of_all
 
 pytestmark = pytest.mark.training
 
@@ -421,6 +423,27 @@ def test_labels_that_are_no_classes() -> None:
         aligner, pair(source_val=None, target_val=None).train_dataloader(), loaders
     )
     assert list(history.accuracy) == ["source"]
+
+
+def test_a_process_without_a_step_has_the_same_names() -> None:
+    """Of what is summed over processes at the end of an epoch: another number would hang."""
+    (x, y), z = blobs(8, 0.0, 0), blobs(6, 1.0, 1)[0]
+    summed: list[torch.Size] = []
+
+    def reduce(values: Tensor, reduce_op: str) -> Tensor:
+        summed.append(values.shape)
+        return values
+
+    strategy: Any = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
+    batches = [{"source": (x, y), "target": z}, {"source": (x, y), "target_labelled": (x, y)}]
+    for forward, batch, logged in (("joint", batches[0], 4), ("none", batches[1], 3)):
+        aligner = Aligner(**parts(), schedule="constant", target_forward=forward)
+        aligner._log_step = lambda *_: None  # type: ignore[method-assign]
+        means = [aligner.means, aligner._labelled_means]
+        assert means_of_all(means, strategy) == {}
+        aligner.training_step(batch, 0)
+        assert len(means_of_all(means, strategy)) == logged
+        assert summed[-2] == summed[-1]
 
 
 # Data
