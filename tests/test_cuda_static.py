@@ -21,24 +21,22 @@ pytestmark = [pytest.mark.build, pytest.mark.xdist_group("cuda")]
 # All kernels but these keep to registers. These run once a pass, in a few blocks over the terms of
 # the kernel, which they index: a few hundred bytes of local memory that stay in the cache.
 EXEMPT = {"resolve_kernel", "finish_kernel"}
-# And these spill a few bytes outside of their product loops, most of them on Blackwell alone. They
-# serve float64, two-sample tests, and kernels that tensor cores do not take.
+# And these have at most so many bytes of local memory for what their registers do not hold.
 SPILLS = {
-    ("80", "count_kernel<Simt<float64, 64, 4>>"),
-    ("90a", "count_kernel<Simt<float64, 64, 4>>"),
-    ("80", "sign_forms_kernel<ValueTiles<float, true>>"),
-    ("120", "sign_forms_kernel<ValueTiles<float, true>>"),
-    ("80", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
-    ("90a", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
-    ("120", "pack_kernel<float64, double>"),
-    ("100", "tile_kernel<Simt<float64, 64, 4>, true, true>"),
-    ("100", "tile_kernel<Simt<float32, 64, 8>, false, false>"),
-    ("120", "tile_kernel<Simt<float32, 64, 8>, false, false>"),
-    # Where pairs may be very near; not on the way of wide Gaussians.
-    *(
-        ("100", f"tile_kernel<Mma<{operand}>, true, true>")
-        for operand in ("bfloat16", "float16", "tf32")
-    ),
+    # float64 and two-sample tests
+    ("75", "count_kernel<Simt<float64, 64, 4>>"): 16,
+    ("80", "count_kernel<Simt<float64, 64, 4>>"): 8,
+    ("90a", "count_kernel<Simt<float64, 64, 4>>"): 8,
+    ("75", "feature_slopes_kernel<Simt<float64, 64, 4>>"): 8,
+    ("80", "feature_slopes_kernel<Simt<float64, 64, 4>>"): 8,
+    ("75", "sign_forms_kernel<ValueTiles<float, true>>"): 8,
+    ("80", "sign_forms_kernel<ValueTiles<float, true>>"): 8,
+    ("120", "sign_forms_kernel<ValueTiles<float, true>>"): 8,
+    ("100", "tile_kernel<Simt<float64, 64, 4>, true, true>"): 8,
+    # gradients of Gaussians, two blocks of which share the registers
+    ("100", "tile_kernel<Mma<bfloat16>, true, true>"): 136,
+    ("100", "tile_kernel<Mma<float16>, true, true>"): 136,
+    ("100", "tile_kernel<Mma<tf32>, true, true>"): 128,
 }
 MAX_BYTES = 30 << 20
 # Those whose tiles are of points and frequencies.
@@ -75,8 +73,8 @@ def hot(made: Build, target: str | None = None) -> list[Kernel]:
     return found
 
 
-def tight(kernels: Iterable[Kernel]) -> list[Kernel]:
-    return [k for k in kernels if (k.target, k.name) not in SPILLS]
+def bytes_allowed(kernel: Kernel) -> int:
+    return SPILLS.get((kernel.target, kernel.name), 0)
 
 
 def told(kernels: Iterable[Kernel]) -> list[str]:
@@ -110,7 +108,16 @@ def test_compiler_warns_of_nothing(made: Build) -> None:
 
 
 def test_hot_kernels_keep_to_registers(made: Build) -> None:
-    assert not told(k for k in tight(hot(made)) if k.stack or k.spilled)
+    kernels = hot(made)
+    assert not told(k for k in kernels if k.stack > bytes_allowed(k))
+    assert not told(k for k in kernels if k.spilled and not bytes_allowed(k))
+
+
+def test_what_spills_does(made: Build) -> None:
+    """An entry that is no longer needed would hide what spills anew."""
+    targets = set(sass.targets_of(made))
+    spilled = {(k.target, k.name) for k in made.kernels if k.stack}
+    assert {entry for entry in SPILLS if entry[0] in targets} <= spilled
 
 
 def test_module_is_small(made: Build) -> None:
@@ -184,7 +191,8 @@ def test_roads_know_what_tiles_take(disassembled: Build) -> None:
 
 
 def test_hot_kernels_touch_no_local_memory(disassembled: Build) -> None:
-    assert not told(k for k in tight(hot(disassembled)) if k.uses("LDL") or k.uses("STL"))
+    kernels = [k for k in hot(disassembled) if not bytes_allowed(k)]
+    assert not told(k for k in kernels if k.uses("LDL") or k.uses("STL"))
 
 
 @pytest.mark.parametrize(
