@@ -67,11 +67,14 @@ __global__ void __launch_bounds__(row_threads)
     } else if (f.geometry == Geometry::cosine) {
       // Along the sphere only, at the row as it was given: what is left is small where all rows
       // point the same way, and feels how a row was rounded.
-      const Sample& of = domain ? y : x;
+      // Number by number, as a reference to one of two would bring both to memory.
+      const void* const data = domain ? y.data : x.data;
+      const int64_t row_stride = domain ? y.row_stride : x.row_stride;
+      const int64_t column_stride = domain ? y.column_stride : x.column_stride;
       const double unit = ldexp(1.0, -resolved.exponent[l]);
       auto at = [&](int64_t k) {
-        return unit * to_float<double>(of.data, dtype,
-                                       i * of.row_stride + (f.column + k) * of.column_stride);
+        return unit *
+               to_float<double>(data, dtype, i * row_stride + (f.column + k) * column_stride);
       };
       double along = 0, square = 0;
       for (int64_t k = lane; k < f.d; k += 32) {

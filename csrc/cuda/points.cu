@@ -273,8 +273,8 @@ __global__ void __launch_bounds__(resolve_threads)
   __shared__ double unit_scales[max_terms], slopes[max_terms];
   __shared__ double built_room[(sizeof(Kernel<T>) + sizeof(double) - 1) / sizeof(double)];
   Kernel<T>& built = *reinterpret_cast<Kernel<T>*>(built_room);
-  if (threadIdx.x < list.count) {
-    const int t = threadIdx.x, l = list.factor[t];
+  if (const int t = threadIdx.x; t < list.count) {
+    const int l = list.factor[t];
     const Factor<T>& f = points.factors[l];
     // u of the rows as given is 4^exponent times u of the scaled rows.
     const int exponent = f.geometry == Geometry::cosine ? 0 : resolved.exponent[l];

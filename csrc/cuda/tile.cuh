@@ -206,8 +206,15 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
   using E = typename Shared::E;
   char* const shared = dynamic_shared();
   E* const weights = reinterpret_cast<E*>(shared);  // the stage
-  auto& [sides, segments, room, totals, shares, slopes, next] =
-      *reinterpret_cast<typename Shared::Told*>(shared + Shared::told);
+  // By name, as C++17 does not let lambdas capture what a binding names.
+  auto& told = *reinterpret_cast<typename Shared::Told*>(shared + Shared::told);
+  auto& sides = told.sides;
+  auto& segments = told.segments;
+  auto& room = told.room;
+  auto& totals = told.totals;
+  auto& shares = told.shares;
+  auto& slopes = told.slopes;
+  Tile& next = told.next;
   const Points<T>& points = args.points;
   const Factor<T>& f = points.factors[0];
   const Resolved<T>& resolved = *points.resolved;
