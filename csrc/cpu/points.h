@@ -234,13 +234,15 @@ class FactorPoints {
   template <class CountsAt>
   void find_medians(Team& team, int rank, const Plan<T>& plan, const Scratch<T>& scratch,
                     const CountsAt& counts_at) {
+    // Once the team is stopped, others may still be packing what the mean is taken of.
+    const bool first = rank == 0 && !team.stopped();
     for (Unit unit : {Unit::median, Unit::x_median}) {
       if (!wants(unit)) continue;
       const bool all = unit == Unit::x_median;
       median_[all].run(
           team, rank, tile_kernels<T>(), plan, factor, all ? layout_->blocks(0) : layout_->blocks(),
-          all, rank == 0 ? mean_distance() : 0, scratch,
-          [this](int64_t b) { return layout_->at(b); }, counts_at);
+          all, first ? mean_distance() : 0, scratch, [this](int64_t b) { return layout_->at(b); },
+          counts_at);
     }
   }
 
