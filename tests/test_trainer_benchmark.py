@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,3 +37,9 @@ def test_all_lanes_make_the_same_steps(name: str) -> None:
     assert not torch.allclose(exact["classifier.weight"], before["classifier.weight"])
     for lane in ("trainer", "lightning"):
         torch.testing.assert_close(networks[lane].state_dict(), exact)
+
+
+def test_the_page_has_what_was_measured(repository: Path) -> None:
+    results = repository / "benchmarks/results/amd-epyc-zen5-avx512-4-threads"
+    record = json.loads((results / "trainer.json").read_text())
+    assert trainer.table(record) in (repository / "docs/train.md").read_text()
