@@ -31,15 +31,24 @@ def read_npz(path: str, key: str | None, columns: Sequence[str] | None) -> Table
         if isinstance(archive, np.ndarray):  # an .npy file under another name
             return _from_array(path, archive, columns)
         with archive:
-            keys = list(archive.files)
-            if not keys:
-                raise InputError(f"{path}: is empty")
-            if key is None and len(keys) > 1:
-                raise InputError(f"{path}: has several arrays, {some(keys)}: --key names one")
-            key = keys[0] if key is None else key
-            if key not in keys:
-                raise InputError(f"{path}: has no array {key!r}; it has {some(keys)}")
+            key = chosen(path, list(archive.files), key)
             return _from_array(path, loaded(path, lambda: archive[key]), columns)
+
+
+def chosen(path: str, names: Sequence[str], key: str | None) -> str:
+    """The name of the array that is meant: the key, or the only one.
+
+    Raises:
+        InputError: No array, several and no key, or none of that name.
+    """
+    if not names:
+        raise InputError(f"{path}: is empty")
+    if key is None and len(names) > 1:
+        raise InputError(f"{path}: has several arrays, {some(names)}: --key names one")
+    name = names[0] if key is None else key
+    if name not in names:
+        raise InputError(f"{path}: has no array {name!r}; it has {some(names)}")
+    return name
 
 
 def _load(path: str, file: Any) -> Any:

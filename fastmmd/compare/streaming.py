@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmd.compare.arrays import array_names, as_points, loaded
+from fastmmd.compare.arrays import array_names, as_points, chosen, loaded
 from fastmmd.compare.parquet import parquet_file, parquet_layout, parquet_values
 from fastmmd.compare.table import (
     InputError,
@@ -19,7 +19,6 @@ from fastmmd.compare.table import (
     check_size,
     picked_columns,
     readable,
-    some,
 )
 from fastmmd.compare.text import as_text, csv_layout, csv_parts
 
@@ -111,14 +110,7 @@ def _npz(path: str, key: str | None, columns: Sequence[str] | None) -> Parts:
     def stored() -> tuple[str, tuple[int, ...], bool, Any]:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if not names:
-                raise InputError(f"{path}: is empty")
-            if key is None and len(names) > 1:
-                raise InputError(f"{path}: has several arrays, {some(names)}: --key names one")
-            name = names[0] if key is None else key
-            if name not in names:
-                raise InputError(f"{path}: has no array {name!r}; it has {some(names)}")
-            member = archive.namelist()[names.index(name)]
+            member = archive.namelist()[names.index(chosen(path, names, key))]
             with archive.open(member) as file:
                 return member, *_header(file)
 
