@@ -162,16 +162,23 @@ def test_arguments_that_a_build_does_not_take() -> None:
         tracked.offered("mmd3")
 
 
-def test_all_threads_run_on_the_cores_of_a_round() -> None:
-    before = sorted(os.sched_getaffinity(0))
+def test_threads_of_a_team_have_a_core_each() -> None:
+    available = sorted(os.sched_getaffinity(0))
+    asked = torch.get_num_threads()
+    torch.set_num_threads(2)
     torch.randn(512, 512) @ torch.randn(512, 512)  # torch has its threads
     try:
-        run_on(before[:1])
-        threads = os.listdir("/proc/self/task")
-        assert all(os.sched_getaffinity(int(t)) == {before[0]} for t in threads)
+        for cores in (available[:2], available[:1]):
+            run_on(cores)
+            main = os.getpid()
+            others = [int(t) for t in os.listdir("/proc/self/task") if int(t) != main]
+            assert others
+            assert os.sched_getaffinity(main) == {cores[0]}
+            assert all(os.sched_getaffinity(t) == {cores[-1]} for t in others)
     finally:
-        run_on(before)
-    assert sorted(os.sched_getaffinity(0)) == before
+        torch.set_num_threads(asked)
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), available)
 
 
 def test_worker_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

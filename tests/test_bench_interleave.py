@@ -25,9 +25,9 @@ def test_one_call_that_is_held_up_is_no_long_call(stalled: int) -> None:
 
 
 def test_long_calls_are_not_repeated_in_a_turn() -> None:
-    found = interleave({"a": str}, Budget(0.0), clock(iter([0.06, 0.05, 0.04, 0.03])))
+    found = interleave({"a": str}, Budget(0.0), clock(iter([0.07, 0.06, 0.05, 0.04, 0.03])))
     assert found.calls == {"a": 1}
-    assert found.seconds == {"a": [0.05, 0.04, 0.03]}  # the first one warms
+    assert found.seconds == {"a": [0.05, 0.04, 0.03]}  # the first two warm
 
 
 def test_rounds_end_with_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,4 +43,4 @@ def test_rounds_end_with_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         seconds: len(interleave({"a": str}, Budget(seconds, most=20), measure).seconds["a"])
         for seconds in (0.0, 1.05, 1e9)
     }
-    assert lengths == {0.0: 3, 1.05: 9, 1e9: 20}
+    assert lengths == {0.0: 3, 1.05: 8, 1e9: 20}

@@ -92,10 +92,19 @@ class Cores:
 
 
 def run_on(cores: Sequence[int]) -> None:
-    """From now on all threads of this process run on these cores."""
-    for thread in os.listdir("/proc/self/task"):
+    """From now on all threads of this process run on these cores.
+
+    The main thread has the first core and the others, in the order of their making, the rest in
+    turn, so that those of a team, which are made together, have a core each. Free to choose among
+    the same cores, two of them can stay on one and spin there in turn while another process holds
+    the other.
+    """
+    others = sorted(map(int, os.listdir("/proc/self/task")))
+    others.remove(os.getpid())
+    rest = cycle(cores[1:] or cores)
+    for thread, core in [(os.getpid(), cores[0]), *zip(others, rest, strict=False)]:
         with suppress(OSError):  # it has ended meanwhile
-            os.sched_setaffinity(int(thread), cores)
+            os.sched_setaffinity(thread, {core})
 
 
 def _by_events(lane: Lane, calls: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -80,6 +80,7 @@ def interleave(
     budget: Budget,
     measure: Callable[[Any, int], float] = stopwatch,
     between: Callable[[], object] = lambda: None,
+    alike: Collection[str] = (),
 ) -> Rounds:
     """Time lanes against one another.
 
@@ -92,6 +93,8 @@ def interleave(
         budget: when to stop.
         measure: seconds for so many calls of a lane.
         between: called after each round, outside the timing.
+        alike: lanes that are called equally often in a turn: of a turn of more slices the fastest
+            is faster, and a lane beside another of the same work is not to gain by that.
 
     Returns:
         The rounds, of the same number for every lane.
@@ -104,6 +107,9 @@ def interleave(
     gc.disable()
     try:
         start = perf_counter()
+        for name, lane in lanes.items():  # of two at least: one that others held up is no long call
+            calls[name] = max(1, math.ceil(budget.turn / _warm(lane, budget.turn / 3, measure, 2)))
+        calls |= dict.fromkeys(alike, max((calls[name] for name in alike), default=1))
         done = 0
         while done < budget.least or (
             done < budget.most and (perf_counter() - start) * (done + 1) / done <= budget.seconds
@@ -113,15 +119,8 @@ def interleave(
             order = names[shift:] + names[:shift]
             for name in order if done % 2 == 0 else reversed(order):
                 lane = lanes[name]
-                if name not in calls:
-                    # Of two at least: one call that others held up is no long call.
-                    shortest, latest = _warm(lane, budget.turn / 3, 2, measure)
-                    calls[name] = max(1, math.ceil(budget.turn / shortest))
-                    if calls[name] == 1:
-                        seconds[name].append(latest)
-                        continue
-                elif calls[name] > 1:
-                    _warm(lane, budget.turn / 3, 1, measure)
+                if calls[name] > 1:
+                    _warm(lane, budget.turn / 3, measure)
                 seconds[name].append(measure(lane, calls[name]) / calls[name])
             between()
             done += 1
@@ -132,16 +131,16 @@ def interleave(
 
 
 def _warm(
-    lane: Any, least: float, least_calls: int, measure: Callable[[Any, int], float]
-) -> tuple[float, float]:
-    """Calls a lane for so many seconds and so often: those of the shortest call and the last."""
+    lane: Any, seconds: float, measure: Callable[[Any, int], float], least_calls: int = 1
+) -> float:
+    """Calls a lane for so long and so often at least: the seconds of the shortest call."""
     shortest, taken, count = math.inf, 0.0, 0
-    while count < least_calls or taken < least:
+    while count < least_calls or taken < seconds:
         latest = measure(lane, 1)
         shortest = min(shortest, latest)
         taken += latest
         count += 1
-    return shortest, latest
+    return shortest
 
 
 class Replay:

@@ -177,7 +177,8 @@ def duel(
 ) -> Duel:
     """Times rows of two builds against each other, round by round.
 
-    Each build runs in a process of its own; one waits while the other is timed. In a round both
+    Each build runs in a process of its own, and the reference in a third; the others wait while one
+    is timed. In a round both
     run on the same cores, two rounds later on others: a core that another process or another guest
     makes slow is so for both, and not in all rounds. All rows are measured again in new processes,
     as two processes of one build differ too, by where their memory lies; then those that are
@@ -204,7 +205,12 @@ def duel(
     taken: dict[str, Rounds] = {}
 
     def one_pass(left: Sequence[Row]) -> None:
-        with Worker(BASE, folders[BASE]) as base, Worker(HEAD, folders[HEAD]) as head:
+        with (
+            Worker(BASE, folders[BASE]) as base,
+            Worker(HEAD, folders[HEAD]) as head,
+            # In a build's own process the reference would change what that build finds in memory.
+            Worker(HEAD, folders[HEAD]) as plain,
+        ):
             workers = {BASE: base, HEAD: head}
             for row in left:
                 there = [
@@ -216,12 +222,15 @@ def duel(
                     say(f"{row.name}: neither build has it")
                     continue
                 lanes = {side: (workers[side], SUBJECT) for side in there}
-                lanes[REFERENCE] = (workers[there[-1]], REFERENCE)
+                lanes[REFERENCE] = (plain if HEAD in there else base, REFERENCE)
+                if HEAD in there:
+                    plain.prepare(row.name, device, threads)
                 rounds = interleave(
                     lanes,  # type: ignore[arg-type]
                     Budget(seconds, LEAST_ROUNDS, MOST_ROUNDS, TURN),
                     lambda lane, count: lane[0].seconds(lane[1], count, cores.now),
                     cores.next_round,
+                    alike=there,
                 )
                 taken[row.name] = _passes(taken.get(row.name), rounds)
 

@@ -1,19 +1,20 @@
 r"""Better, same, worse or unclear.
 
 Of two runs, the quantity is the time of the subject over that of the reference in the same round,
-t / r, whose median a slow second of the machine does not move. The change from base to head is
+t / r, whose middle a slow second of the machine does not move. The change from base to head is
 
-.. math:: \Delta = \operatorname{median} \log(t / r)_\text{head}
-          - \operatorname{median} \log(t / r)_\text{base}.
+.. math:: \Delta = \operatorname{midmean} \log(t / r)_\text{head}
+          - \operatorname{midmean} \log(t / r)_\text{base},
 
-Where both were measured in the same rounds it is the difference of the lower deciles of log t, in
-which no reference is needed: others only ever make a call slower, and among many short rounds some
-are undisturbed. The interval comes from a bootstrap over blocks of neighbouring rounds (Kunsch,
-"The jackknife and the bootstrap for general stationary observations", Annals of Statistics 1989),
-as what disturbs one round often disturbs the next.
+where the midmean is the mean of the middle half (Tukey, "Exploratory Data Analysis", 1977). Where
+both were measured in the same rounds, on the same cores, it is the midmean of the differences of
+log t, in which no reference is needed. The interval comes from a bootstrap over blocks of
+neighbouring rounds (Kunsch, "The jackknife and the bootstrap for general stationary observations",
+Annals of Statistics 1989), as what disturbs one round often disturbs the next.
 
 A row is better or worse only if the change is above the thresholds, its interval beyond half of the
-change, and the change of the best times above half of the thresholds.
+change and, where the two were not measured in the same rounds, the change of the best times above
+half of the thresholds.
 
 Two processes of one build differ too, by where their memory lies. Of several runs a side (of two
 revisions, passes), runs are resampled first and rounds within them; where a side has a single run,
@@ -37,7 +38,6 @@ __all__ = ["Answer", "Thresholds", "Verdict", "compare", "judge"]
 
 Answer = Literal["better", "same", "worse", "unclear", "new", "gone"]
 _RESAMPLES = 4000
-_LOW = 0.1
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,15 @@ def judge(base: Series, head: Series, paired: bool, thresholds: Thresholds) -> V
     draw = np.random.default_rng(0)
     before, after = (np.asarray(s.subject) for s in (base, head))
     if paired:
-        new, old = np.log(after), np.log(before)
-        center = float(np.quantile(new, _LOW) - np.quantile(old, _LOW))
-        samples = _samples(base.rounds_of_runs, draw)  # the same of both
-        spread = _quantiles(new, samples, _LOW) - _quantiles(old, samples, _LOW)
-        best = float(np.log(after.min()) - np.log(before.min()))
+        logs = np.log(after) - np.log(before)
+        center = best = _midmean(logs)
+        spread = _midmeans(logs, _samples(base.rounds_of_runs, draw))
     else:
         old, new = (np.log(np.divide(s.subject, s.reference)) for s in (base, head))
-        center = float(np.median(new) - np.median(old))
+        center = _midmean(new) - _midmean(old)
         spread = np.subtract(
             *(
-                _quantiles(logs, _samples(of.rounds_of_runs, draw), 0.5)
+                _midmeans(logs, _samples(of.rounds_of_runs, draw))
                 for logs, of in ((new, head), (old, base))
             )
         )
@@ -174,17 +172,20 @@ def _samples(runs: tuple[int, ...], draw: np.random.Generator) -> NDArray[Any]:
     return taken.reshape(_RESAMPLES, -1)
 
 
-def _quantiles(values: NDArray[Any], samples: NDArray[Any], q: float) -> NDArray[Any]:
-    """Quantiles [resamples] of samples, interpolated as those of NumPy are."""
+def _midmean(values: NDArray[Any]) -> float:
+    return float(_midmeans(values, np.arange(len(values))[None])[0])
+
+
+def _midmeans(values: NDArray[Any], samples: NDArray[Any]) -> NDArray[Any]:
+    """Means [resamples] of the middle halves of bootstrap samples."""
     ordered = np.sort(np.append(values, np.inf)[samples], axis=1)
-    last = (samples >= 0).sum(axis=1) - 1
-    below = (q * last).astype(int)
-    low, high = (
-        np.take_along_axis(ordered, i[:, None], axis=1)[:, 0]
-        for i in (below, np.minimum(below + 1, last))
-    )
-    found: NDArray[Any] = low + (q * last - below) * (high - low)
-    return found
+    count = (samples >= 0).sum(axis=1)
+    sums = np.cumsum(np.where(np.isfinite(ordered), ordered, 0), axis=1)
+    low, high = count // 4, count - count // 4
+    upper = np.take_along_axis(sums, high[:, None] - 1, axis=1)[:, 0]
+    lower = np.take_along_axis(sums, np.maximum(low, 1)[:, None] - 1, axis=1)[:, 0]
+    means: NDArray[Any] = (upper - np.where(low > 0, lower, 0)) / (high - low)
+    return means
 
 
 def _resampled(values: NDArray[Any], draw: np.random.Generator) -> NDArray[Any]:

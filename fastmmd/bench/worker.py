@@ -53,7 +53,7 @@ def main() -> None:
 
     rows, clock = load(sys.argv[1])
     lanes: dict[str, Any] = {}
-    device, cores = "cpu", None
+    device = "cpu"
     for line in sys.stdin:
         request = json.loads(line)
         answer: Any
@@ -72,9 +72,8 @@ def main() -> None:
                 lanes = dict(made.calls)
                 answer = {"error": made.error}
         else:
-            if request["cores"] != cores:
-                cores = request["cores"]
-                clock.run_on(cores)
+            if request["cores"] is not None:  # each time: threads may have been added
+                clock.run_on(request["cores"])
             answer = clock.fastest_of(device)(lanes[request["lane"]], request["calls"])
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
