@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=20, help="of each kind (default: 20)")
     parser.add_argument("--share", type=float, default=0.1, help="of the plant (default: 0.1)")
     options = parser.parse_args(arguments)
-    threads = measure.default_threads()
+    threads = measure.THREADS_OF_DUELS
     head = {
         "machine": measure.machine("cpu", threads),
         "commit": commit_of(ROOT),

@@ -105,7 +105,11 @@ def _measuring(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--select", metavar="PATTERN", help="rows whose name has this regular expression in it"
     )
-    command.add_argument("--threads", type=positive, help="threads (default: half of the cores)")
+    command.add_argument(
+        "--threads",
+        type=positive,
+        help="threads (default: half of the cores; 1 to compare revisions)",
+    )
     command.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)"
     )
@@ -223,7 +227,7 @@ def _compare_revisions(options: argparse.Namespace, thresholds: Any) -> tuple[An
                 commits,
                 rows,
                 options.device,
-                options.threads or measure.default_threads(),
+                options.threads or measure.THREADS_OF_DUELS,
                 _seconds(options),
                 options.passes or PASSES,
                 thresholds,

@@ -34,6 +34,8 @@ LEAST_ROUNDS = 9
 TURN, MOST_ROUNDS = 0.01, 150
 # Two processes of one build differ: no answer stands on a single pass, and no change on two.
 LEAST_PASSES = {"same": 2, "better": 3, "worse": 3}
+# Two cores are quiet at the same time more seldom than one, and a slower kernel is slower on one.
+THREADS_OF_DUELS = 1
 # Over all rows: what disturbs the machine for a second is then not in all rounds of a row.
 SWEEPS = 3
 Say = Callable[[str], object]
