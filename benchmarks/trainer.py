@@ -1,12 +1,11 @@
 """What the trainers add to a training step: `python -m benchmarks.trainer -o FOLDER`.
 
 Of `fastmmd.train.Aligner` and of `FineTuner`: three trainings of the demo's network with the same
-loss, optimiser, schedule and batches take turns in one process, one by the trainer, one by a
-LightningModule that has nothing but the step, and one by a bare PyTorch loop. A step of either
-passes as many images through the network. It is timed from the end of the one before it to its own,
-with the fetching of its batch; what a trainer does once, before its first step, does not count.
-What a trainer adds is taken from the fastest steps of neighbouring turns, as a machine that is
-shared makes many of them slower. Prints a table and writes trainer.json.
+loss, optimiser, schedule and batches, one by the trainer, one by a LightningModule that has nothing
+but the step, and one by a bare PyTorch loop. They take turns at every step, so that what slows the
+machine for a second slows all of them. A step of either passes as many images through the network.
+It is timed from the end of the one before it to its own, with the fetching of its batch; what a
+trainer does once, before its first step, does not count. Prints a table and writes trainer.json.
 """
 
 from __future__ import annotations
@@ -14,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
+from threading import Condition
 from typing import Any
 
 import lightning as L
@@ -144,24 +146,50 @@ class Bare(L.LightningModule):
         return [optimizer], [{"scheduler": annealing(optimizer, STEPS), "interval": "step"}]
 
 
-class Clock(L.Callback):
-    """The times of the ends of steps."""
+class Relay:
+    """Threads of which one runs at a time, each in its turn."""
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, lanes: Iterable[str]) -> None:
+        self._order = deque(lanes)
+        self._changed = Condition()
+
+    def wait(self, lane: str) -> None:
+        """Until it is this lane's turn."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._order[0] == lane)
+
+    def hand_on(self) -> None:
+        """The next one's turn."""
+        with self._changed:
+            self._order.rotate(-1)
+            self._changed.notify_all()
+
+    def leave(self, lane: str) -> None:
+        """The others go on without this lane."""
+        with self._changed:
+            self._order.remove(lane)
+            self._changed.notify_all()
+
+
+class Clock(L.Callback):
+    """The seconds of each step but the first, which wait for their turns."""
+
+    def __init__(self, lane: str, relay: Relay) -> None:
+        self.steps: list[float] = []
+        self._lane, self._relay = lane, relay
+        self._start: float | None = None
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Notes the time."""
-        self.ends.append(time.perf_counter())
+        """Notes the time of the step, and waits until the others have made theirs."""
+        if self._start is not None:
+            self.steps.append(time.perf_counter() - self._start)
+        self._relay.hand_on()
+        self._relay.wait(self._lane)
+        self._start = time.perf_counter()
 
-    def steps(self) -> list[float]:
-        """Seconds of each step but the first."""
-        return [b - a for a, b in zip(self.ends[:-1], self.ends[1:], strict=True)]
 
-
-def by_lightning(module: L.LightningModule, subject: Subject) -> list[float]:
-    """Steps of an epoch by Lightning."""
-    clock = Clock()
+def by_lightning(module: L.LightningModule, subject: Subject, clock: Clock) -> None:
+    """An epoch by Lightning."""
     trainer = L.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -173,12 +201,10 @@ def by_lightning(module: L.LightningModule, subject: Subject) -> list[float]:
         enable_model_summary=False,
     )
     trainer.fit(module, subject.loader())
-    return clock.steps()
 
 
-def by_loop(network: Network, subject: Subject) -> list[float]:
+def by_loop(network: Network, subject: Subject, clock: Clock) -> None:
     """The same steps without Lightning."""
-    clock = Clock()
     optimizer = make_optimizer(network.parameters())
     scheduler = annealing(optimizer, STEPS)
     for step, item in enumerate(subject.loader()):
@@ -187,42 +213,55 @@ def by_loop(network: Network, subject: Subject) -> list[float]:
         optimizer.step()
         scheduler.step()
         clock.on_train_batch_end()
-    return clock.steps()
 
 
-def turn(lane: str, network: Network, subject: Subject) -> list[float]:
-    """Seconds of the steps of one turn of a lane."""
-    if lane == "loop":
-        return by_loop(network, subject)
-    of_trainer = lane == "trainer"
-    module = subject.trainer(network) if of_trainer else Bare(network, subject)
-    return by_lightning(module, subject)
+def epoch(networks: dict[str, Network], subject: Subject) -> dict[str, list[float]]:
+    """Seconds of the steps of an epoch, by lane; they follow one another in the order given."""
+    relay, threads = Relay(networks), torch.get_num_threads()
+
+    def run(lane: str) -> list[float]:
+        clock, network = Clock(lane, relay), networks[lane]
+        relay.wait(lane)
+        try:
+            torch.set_num_threads(threads)  # of this thread
+            if lane == "loop":
+                by_loop(network, subject, clock)
+            else:
+                of_trainer = lane == "trainer"
+                module = subject.trainer(network) if of_trainer else Bare(network, subject)
+                by_lightning(module, subject, clock)
+        finally:
+            relay.leave(lane)
+        return clock.steps
+
+    with ThreadPoolExecutor(len(networks)) as pool:
+        return dict(zip(networks, pool.map(run, networks), strict=True))
 
 
-def measure(subject: Subject, rounds: int) -> dict[str, Any]:
-    """Medians over all steps, and the ratios of the fastest steps within each round."""
+def measure(subject: Subject, epochs: int) -> dict[str, Any]:
+    """Medians over all steps, and the ratios of steps that were made in turn."""
     networks = {lane: Network() for lane in LANES}
-    found: dict[str, list[list[float]]] = {lane: [] for lane in LANES}
-    for index in range(-1, rounds):
+    found: dict[str, list[float]] = {lane: [] for lane in LANES}
+    for index in range(-1, epochs):
         shift = index % len(LANES)
-        for lane in LANES[shift:] + LANES[:shift]:
-            steps = turn(lane, networks[lane], subject)
+        order = LANES[shift:] + LANES[:shift]
+        for lane, steps in epoch({lane: networks[lane] for lane in order}, subject).items():
             if index >= 0:
-                found[lane].append(steps)
+                found[lane] += steps
     return {
-        "milliseconds": {n: 1e3 * median(t for turn in f for t in turn) for n, f in found.items()},
-        "over_loop_in_rounds": {n: over(found[n], found["loop"]) for n in LANES[:-1]},
+        "milliseconds": {lane: 1e3 * median(steps) for lane, steps in found.items()},
+        "over_loop": {lane: over(found[lane], found["loop"]) for lane in LANES[:-1]},
     }
 
 
-def over(lane: list[list[float]], loop: list[list[float]]) -> dict[str, float]:
-    """Median and quartiles of the ratio of the fastest steps: others only make a step slower."""
-    ratios = [min(a) / min(b) for a, b in zip(lane, loop, strict=True)]
+def over(lane: list[float], loop: list[float]) -> dict[str, float]:
+    """Median and quartiles of the ratio."""
+    ratios = [a / b for a, b in zip(lane, loop, strict=True)]
     return dict(zip(("low", "median", "high"), quantiles(ratios, n=4), strict=True))
 
 
 def table(record: dict[str, Any]) -> str:
-    """Of a record: median steps, and what trainer and Lightning add to the loop in the rounds."""
+    """Of a record: median steps, and what trainer and Lightning add to the loop in turns."""
     lines = [
         "| trainer | trainer, ms | Lightning, ms | loop, ms | trainer adds | Lightning adds |",
         "|---|---|---|---|---|---|",
@@ -230,7 +269,7 @@ def table(record: dict[str, Any]) -> str:
     for name, found in record["subjects"].items():
         cells = [f"{found['milliseconds'][lane]:.1f}" for lane in LANES]
         for lane in LANES[:-1]:
-            share = {k: 100 * (v - 1) for k, v in found["over_loop_in_rounds"][lane].items()}
+            share = {k: 100 * (v - 1) for k, v in found["over_loop"][lane].items()}
             cells.append(f"{share['median']:.1f} % ({share['low']:.1f} to {share['high']:.1f})")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -240,21 +279,20 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/trainer"))
-    parser.add_argument("--rounds", type=int, default=20, help="2 or more")
+    parser.add_argument("--epochs", type=int, default=20, help="of 11 steps each (default: 20)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     commit, others = commit_of(ROOT), Disturbance()
     with quiet_lightning():
-        subjects = {name: measure(subject, options.rounds) for name, subject in SUBJECTS.items()}
+        subjects = {name: measure(subject, options.epochs) for name, subject in SUBJECTS.items()}
     record = {
         "machine": describe(),
         "commit": commit,
         "command": f"python -m benchmarks.trainer --threads {options.threads}"
-        f" --rounds {options.rounds}",
+        f" --epochs {options.epochs}",
         "taken_by_others": others.since_last(),
-        "rounds": options.rounds,
-        "steps_per_round": STEPS - 1,
+        "steps": options.epochs * (STEPS - 1),
         "images_of_a_step": BATCH,
         "subjects": subjects,
     }

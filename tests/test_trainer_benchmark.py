@@ -31,8 +31,9 @@ def _double_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_all_lanes_make_the_same_steps(name: str) -> None:
     subject, first = trainer.SUBJECTS[name], trainer.Network()
     networks = {lane: copy.deepcopy(first) for lane in trainer.LANES}
-    for lane, network in networks.items():
-        assert len(trainer.turn(lane, network, subject)) == 3
+    assert {lane: len(steps) for lane, steps in trainer.epoch(networks, subject).items()} == (
+        dict.fromkeys(trainer.LANES, 3)
+    )
     before, exact = first.state_dict(), networks["loop"].state_dict()
     assert not torch.allclose(exact["classifier.weight"], before["classifier.weight"])
     for lane in ("trainer", "lightning"):
