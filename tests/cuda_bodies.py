@@ -182,24 +182,24 @@ def test_panels_of_narrow_kernels(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("operand", [TF32X3, TF32, BFLOAT16])
-def test_cosines_far_from_zero(backend: Backend, operand: int) -> None:
-    """All rows point nearly the same way, and little is left of a gradient along the sphere."""
+@pytest.mark.parametrize("kernel", ["cosine", "polynomial", "polynomial width", "mixture"])
+def test_products_far_from_zero(backend: Backend, kernel: str, operand: int) -> None:
+    """Little is left of gradients whose parts are large; least where rows point the same way."""
     if not backend.has(MMA):
         pytest.skip("no tensor cores")
-
-    # Rows of cosines are rounded at length 1, so that is where E has them rounded. Their entries
-    # are about 33^-1/2 = 0.17, of which bf16 takes up to 2^-11 = 5e-4; they differ by 0.17 / 100 =
-    # 2e-3, and a gradient is made of these differences. So rounding alone may leave a fourth of it,
-    # where 8 eps are a 32nd. Without it in E, errors are 1.15 (bf16) and 1.05 (TF32) times what is
-    # allowed.
-    def products(x: Tensor, y: Tensor | None = None) -> Tensor:
-        x, y = (None if t is None else to_operand(t, operand) for t in (x, y))
-        return reference.inner_products(x, y)
-
+    estimators = ("biased", "cross")
+    made = [
+        cases(20, 13, 33, kernel, estimator, weighted=weighted, offset=100.0)
+        for estimator in estimators
+        for weighted in (False, True)
+    ]
     with precision("high"), forced(mode="panels", products=MMA, operand=operand):
-        for weighted in (False, True):
-            made = cases(20, 13, 33, "cosine", "cross", weighted=weighted, offset=100.0)
-            check(backend, made, operand, products=products)
+        for each in made:
+            check(backend, each, operand)
+    if kernel == "polynomial width":
+        with precision("high"), forced(mode="fused", products=MMA, operand=operand):
+            for estimator in estimators:
+                check(backend, cases(20, 13, 33, kernel, estimator, offset=100.0), operand)
 
 
 @pytest.mark.parametrize(("d", "first"), [(1, 48), (1, 360), (3, 384)])

@@ -267,8 +267,7 @@ __global__ void __launch_bounds__(Products::threads, Products::blocks)
         }
     }
     __syncthreads();
-    write_tile<Products::operand, tile>(tiles.stage(), all, here, all.w[0], 0,
-                                        static_cast<T*>(nullptr), static_cast<T*>(nullptr));
+    write_tile<Products::operand, tile>(tiles.stage(), all, here, all.w[0]);
     if (args.weight_parts)
       for (int i = threadIdx.x; i < tile; i += Products::threads) {
         T sum = 0;

@@ -127,6 +127,8 @@ __global__ void __launch_bounds__(P::threads, P::blocks(gaussian))
           look = isfinite(offset);
         }
         near_pairs[threadIdx.x] = look ? fused::near_pairs<P>(pairs, offset, c) : 0;
+      } else {
+        fused::complete<P>(pairs, c);
       }
       const float& slope = slopes[across ? 2 : domain];
       float sum = crosses ? fused::weigh<P, gaussian>(pairs, segments, slope, radial, c)
@@ -139,9 +141,10 @@ __global__ void __launch_bounds__(P::threads, P::blocks(gaussian))
       if (wanted) {
         auto leave = [&] { return __any_sync(0xffffffffu, near_pairs[threadIdx.x] != 0); };
         if (radial && leave()) fused::erase_near(near_pairs[threadIdx.x], c);
+        if (!radial) fused::add_sums<P>(c, pulls);
         typename Fragment<P::operand>::A w[P::steps];
         fused::as_operand<P>(c, w);
-        fused::outer<P>(w, z_J, depth, o, pulls);
+        fused::outer<P>(w, z_J, depth, radial, o, pulls);
         if (radial && leave()) {
           const int thread = ptx::thread_of_branch();
           const int row = thread / 32 / P::sharers * 16;

@@ -176,6 +176,15 @@ __device__ __forceinline__ bool distances(const Tile& tile, float offset,
   return again;
 }
 
+// The products of rows from those of centred rows.
+template <class P, class Tile>
+__device__ __forceinline__ void complete(const Tile& tile, float (&c)[Tile::products][4]) {
+#pragma unroll
+  for (int n = 0; n < Tile::products; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[n][i] += tile.norms(n, i);
+}
+
 // Statistics to gradient weights; the weighted sum of the values. `radial`: a point does not push
 // itself.
 template <class P, bool gaussian, class Tile>
@@ -253,12 +262,26 @@ __device__ __forceinline__ void as_operand(const float (&c)[products][4],
     }
 }
 
-// o += W Z_J, and pulls += W 1, for rows g and g + 8. A tile's sums are made first, since the
+// pulls += W 1 for rows g and g + 8, of weights that are not rounded: what they are multiplied with,
+// the centre, may be far longer than the rows.
+template <class P, int products>
+__device__ __forceinline__ void add_sums(const float (&c)[products][4], float (&pulls)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < products; ++n) sum += c[n][2 * h] + c[n][2 * h + 1];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    pulls[h] += sum + __shfl_xor_sync(0xffffffffu, sum, 2);
+  }
+}
+
+// o += W Z_J, and where `sums`, pulls += W 1, for rows g and g + 8. A tile's sums are made first, since the
 // tensor cores cut off what they cannot hold of a sum.
 template <class P>
 __device__ __forceinline__ void outer(const typename Fragment<P::operand>::A (&w)[P::steps],
-                                      const char* z_J, int depth, float (&o)[P::width / 8][4],
-                                      float (&pulls)[2]) {
+                                      const char* z_J, int depth, bool sums,
+                                      float (&o)[P::width / 8][4], float (&pulls)[2]) {
   using F = Fragment<P::operand>;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   // 16 bits: the rows of ldmatrix. Else the two rows of this lane.
@@ -301,6 +324,7 @@ __device__ __forceinline__ void outer(const typename Fragment<P::operand>::A (&w
 #pragma unroll
       for (int i = 0; i < 4; ++i) o[first + n][i] += sum[n][i];
   }
+  if (!sums) return;
   constexpr uint32_t one = P::operand == Operand::bfloat16  ? 0x3f803f80u
                            : P::operand == Operand::float16 ? 0x3c003c00u
                                                             : 0x3f800000u;

@@ -27,8 +27,7 @@ __global__ void __launch_bounds__(reduce_threads)
   for (int q = 0; q <= points.num_moving; ++q) {
     double* to = points.potentials;
     if (q < points.num_moving)
-      to = pulls && points.factors[q].geometry == Geometry::radial ? points.factors[q].pulls
-                                                                   : nullptr;
+      to = pulls && points.factors[q].has_pulls() ? points.factors[q].pulls : nullptr;
     if (!to) continue;
     double sum = 0;
     for (int64_t part = 0; part < parts; ++part)
@@ -39,7 +38,8 @@ __global__ void __launch_bounds__(reduce_threads)
 
 constexpr int row_threads = 256;
 
-// With v_i = sum_j g_ij z_j, to the gradient of the row as it was given: one warp a row.
+// With v_i = sum_j g_ij z_j, to the gradient of the row as it was given: one warp a row. Of kernels
+// that are not radial v_i lacks the centre, times sum_j g_ij.
 template <Operand operand, class T>
 __global__ void __launch_bounds__(row_threads)
     finish_rows_kernel(Points<T> points, Sample x, Sample y, Dtype dtype, T* v_x, T* v_y, int64_t d,
@@ -55,16 +55,14 @@ __global__ void __launch_bounds__(row_threads)
     const Factor<T>& f = points.factors[l];
     const auto* z = static_cast<const typename Stored<operand>::type*>(f.z) + row * f.depth;
     T* const to = v + i * d + f.column;
-    T pull = 0;
     // dz / dx, which T may not hold though it holds the product.
     double scale = ldexp(1.0, -resolved.exponent[l]) / double(resolved.gain);
     if (l >= points.num_moving || vanishes) {
       for (int64_t k = lane; k < f.d; k += 32) to[k] = 0;
       continue;
     }
-    if (f.geometry == Geometry::radial) {
-      pull = T(-f.pulls[row]);
-    } else if (f.geometry == Geometry::cosine) {
+    const double pull = f.feels_centre ? f.pulls[row] : 0;
+    if (f.geometry == Geometry::cosine) {
       // Along the sphere only, at the row as it was given: what is left is small where all rows
       // point the same way, and feels how a row was rounded.
       // Number by number, as a reference to one of two would bring both to memory.
@@ -78,20 +76,26 @@ __global__ void __launch_bounds__(row_threads)
       };
       double along = 0, square = 0;
       for (int64_t k = lane; k < f.d; k += 32) {
-        along += double(to[k]) * at(k);
+        along += (double(to[k]) + pull * points.centre(l, k)) * at(k);
         square += at(k) * at(k);
       }
       along = warp_sum(along);
       square = warp_sum(square);
-      const double inverse = f.norms[row] == 0 ? 0 : 1 / square;
+      const double inverse = square == 0 ? 0 : 1 / square;
       scale *= sqrt(inverse);
       for (int64_t k = lane; k < f.d; k += 32)
-        to[k] = T((double(to[k]) - along * inverse * at(k)) * scale);
+        to[k] = T((double(to[k]) + pull * points.centre(l, k) - along * inverse * at(k)) * scale);
       continue;
     }
+    if (f.geometry == Geometry::dot) {
+      for (int64_t k = lane; k < f.d; k += 32)
+        to[k] = T((double(to[k]) + pull * points.centre(l, k)) * scale);
+      continue;
+    }
+    const T own = T(-f.pulls[row]);
 #pragma unroll 4
     for (int64_t k = lane; k < f.d; k += 32)
-      to[k] = T(double(to[k] + pull * value_of(z[k])) * scale);
+      to[k] = T(double(to[k] + own * value_of(z[k])) * scale);
   }
 }
 

@@ -40,7 +40,7 @@ __device__ __forceinline__ void add_pairs(const Points<T>& points, int l, int64_
         sum += radial ? (other - a) * (other - a) : other * a;
       }
       sum = warp_sum(sum);
-      if (lane == b) u = sum;
+      if (lane == b) u = radial ? sum : sum + f.norms[i] + f.norms[J + b];
     }
     T k = 0, dk = 0;
     const auto& kernel = resolved.kernel[o];

@@ -167,6 +167,8 @@ __global__ void __launch_bounds__(threads, operand == Operand::float64 ? 2 : 3)
             });
           else sum_up([](T& sum, T a, T b) { sum += a * b; });
           T statistic = sum_of_lane(u);
+          if (f.geometry != Geometry::radial)
+            statistic += f.norms[row + r] + f.norms[partners.row(first + lane % partners_of_step)];
           if (silent) statistic = 0;  // a pair that does not count must not overflow
           T k = 0, dk = 0;
           const auto& kernel = resolved.kernel[l];
@@ -230,7 +232,9 @@ __global__ void __launch_bounds__(threads, operand == Operand::float64 ? 2 : 3)
           T* const to = v + f.column + k;
 #pragma unroll
           for (int e = 0; e < rows_of_warp; ++e) {
-            own[e] = radial ? value_of(z[(row + e) * f.depth + k]) : T(0);
+            own[e] = radial           ? value_of(z[(row + e) * f.depth + k])
+                     : f.feels_centre ? T(-points.centre(l, k))
+                                      : T(0);
             sum[e] = c0 && start + e < rows ? to[e * args.d] : T(0);
           }
 #pragma unroll 4

@@ -63,7 +63,8 @@ int64_t slices(int64_t d) { return round_up(d, slice_columns) / slice_columns; }
 constexpr int column_threads = slice_columns * 8;
 
 // Sums of 32 columns over a chunk of rows, relative to the first row of x, so that equal rows are
-// exactly at their mean; and the largest magnitude among the differences.
+// exactly at their mean; the largest magnitude among the differences; and the sum of the squares of
+// what is in the columns.
 template <class T>
 __global__ void __launch_bounds__(column_threads)
     columns_kernel(Columns columns, Rows rows, Chunks chunks, Factor<T> f) {
@@ -73,29 +74,35 @@ __global__ void __launch_bounds__(column_threads)
   const int64_t begin = (domain ? c - chunks.of[0] : c) * chunk_rows;
   const int64_t count = domain ? rows.m : rows.n;
   const int64_t end = begin + chunk_rows < count ? begin + chunk_rows : count;
-  double sum = 0, largest = 0;
+  double sum = 0, largest = 0, square = 0;
   if (k < f.d) {
     const double origin = columns.at(0, 0, k);
     for (int64_t i = begin + group; i < end; i += column_threads / slice_columns) {
-      const double difference = columns.at(domain, i, k) - origin;
+      const double x = columns.at(domain, i, k), difference = x - origin;
       sum += difference;
+      square += x * x;
       largest = larger(largest, fabs(difference));
     }
   }
-  __shared__ double sums[column_threads], sizes[column_threads];
+  __shared__ double sums[column_threads], sizes[column_threads], squares[column_threads];
   sums[threadIdx.x] = sum;
   sizes[threadIdx.x] = largest;
+  squares[threadIdx.x] = square;
   __syncthreads();
   if (group) return;
   for (int g = 1; g < column_threads / slice_columns; ++g) {
     sum += sums[g * slice_columns + lane];
     largest = larger(largest, sizes[g * slice_columns + lane]);
+    square += squares[g * slice_columns + lane];
   }
   if (k < f.d) f.partial[c * f.d + k] = sum;
   for (int other = 16; other; other /= 2) {
     largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, other));
   }
-  if (lane == 0) f.largest[c * gridDim.x + blockIdx.x] = largest;
+  square = warp_sum(square);
+  if (lane) return;
+  f.largest[c * gridDim.x + blockIdx.x] = largest;
+  f.squares[c * gridDim.x + blockIdx.x] = square;
 }
 
 // How many powers of two the rows are scaled down by. Just as much as brings the squares of all
@@ -122,21 +129,22 @@ __global__ void __launch_bounds__(mean_threads)
     if (k >= f.d) return;
     double sum = 0;
     for (int64_t c = 0; c < chunks.count(); ++c) sum += f.partial[c * f.d + k];
-    // The mean of what is not centred is only wanted for the spread.
     f.mean[k] = columns.at(0, 0, k) + sum / double(rows.n + rows.m);
     return;
   }
-  double largest = 0, offset = 0;
-  for (int64_t c = threadIdx.x; c < chunks.count() * slices; c += mean_threads)
+  double largest = 0, offset = 0, square = 0;
+  for (int64_t c = threadIdx.x; c < chunks.count() * slices; c += mean_threads) {
     largest = larger(largest, f.largest[c]);
-  if (!f.centred)
+    square += f.squares[c];
+  }
+  if (f.feels_centre)
     for (int64_t k = threadIdx.x; k < f.d; k += mean_threads) {
       offset = larger(offset, fabs(columns.at(0, 0, k)));
     }
-  __shared__ double sizes[mean_threads], offsets[mean_threads];
+  __shared__ double sizes[mean_threads], offsets[mean_threads], room[mean_threads / 32];
   sizes[threadIdx.x] = largest;
   offsets[threadIdx.x] = offset;
-  __syncthreads();
+  square = block_sum<mean_threads>(square, room);
   if (threadIdx.x) return;
   for (int t = 1; t < mean_threads; ++t) {
     largest = larger(largest, sizes[t]);
@@ -144,11 +152,27 @@ __global__ void __launch_bounds__(mean_threads)
   }
   resolved->equal[l] = largest == 0;
   resolved->exponent[l] = exponent_of<T>(largest + offset, operand);
+  resolved->mean_square[l] = square / double(rows.n + rows.m);
 }
 
 constexpr int pack_threads = 256;
 
-// One warp a row: z = (x - mean) 2^-exponent rounded, its norm, and the distance to the mean.
+// What the centre is of the mean. Where the result does not feel it, all of it. Else most lengths
+// have to come from the mean: then rows without it leave products, of any operand, less to round,
+// and lose nothing by themselves, as they are near it. A cosine's rows are about as long as the root
+// of their mean square, and where they are not, the centre is at least inside the sphere.
+template <class T>
+__device__ double of_mean(const Factor<T>& f, double scale, double mean_square, double* room) {
+  if (!f.feels_centre) return scale;
+  double far = 0;
+  for (int k = threadIdx.x; k < f.d; k += pack_threads) far += f.mean[k] * f.mean[k];
+  far = block_sum<pack_threads>(far, room);
+  if (!(far > 0.8 * mean_square)) return 0;
+  return f.geometry == Geometry::cosine ? 1 / sqrt(mean_square) : scale;
+}
+
+// One warp a row: z = x 2^-exponent - c rounded (cosine: x / |x| - c), its norm or what stands for
+// it, and the distance to the mean.
 template <Operand operand, class T>
 __global__ void __launch_bounds__(pack_threads)
     pack_kernel(Columns columns, Points<T> points, int l, bool weighted) {
@@ -158,6 +182,9 @@ __global__ void __launch_bounds__(pack_threads)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const double scale = ldexp(1.0, -points.resolved->exponent[l]);
   const int64_t first = int64_t(blockIdx.x) * pack_rows;
+  __shared__ double room[pack_threads / 32];
+  const double centre = of_mean(f, scale, points.resolved->mean_square[l], room);
+  if (blockIdx.x == 0 && threadIdx.x == 0) points.resolved->of_mean[l] = centre;
   double spread = 0, longest = 0;
   for (int r = warp; r < pack_rows; r += pack_threads / 32) {
     const int64_t row = first + r;
@@ -165,34 +192,37 @@ __global__ void __launch_bounds__(pack_threads)
     const int64_t i = row - points.rows.first(domain);
     const bool exists = i < (domain ? points.rows.m : points.rows.n);
     E* z = static_cast<E*>(f.z) + row * f.depth;
+    double unit = scale;  // of the row
+    if (f.geometry == Geometry::cosine) {
+      double square = 0;
+      if (exists)
+        for (int64_t k = lane; k < f.d; k += 32) {
+          const double scaled = columns.at(domain, i, k) * scale;
+          square += scaled * scaled;
+        }
+      square = warp_sum(square);
+      unit = square == 0 ? 0 : scale / sqrt(square);
+    }
     T norm = 0;
-    double length = 0;
+    double along = 0;
 #pragma unroll 2
     for (int64_t k = lane; k < f.depth; k += 32) {
       E rounded{};
       if (exists && k < f.d) {
         const double x = columns.at(domain, i, k), away = (x - f.mean[k]) * scale;
-        // Far from 0 the difference to a rounded mean needs no rounding: rows that are near each
-        // other keep their distance.
-        const T z_k = f.centred ? T(x) - T(f.mean[k]) : T(x);
-        const double scaled = double(z_k) * scale;
-        rounded = S::round(T(scaled));
+        // The centre is of type T: far from 0 the difference to it needs no rounding, and rows that
+        // are near each other keep their distance.
+        const double c = double(T(f.mean[k])) * centre, z_k = x * unit - c;
+        rounded = S::round(T(z_k));
         spread += away * away;
-        if (f.geometry == Geometry::cosine) length += scaled * scaled;
+        along += c * (z_k + c / 2);
       }
       z[k] = rounded;
       const T seen = multiplied<operand>(rounded);
       norm += seen * seen;
     }
     norm = warp_sum(norm);
-    if (f.geometry == Geometry::cosine) {
-      length = warp_sum(length);
-      const double inverse = length == 0 ? 0 : 1 / sqrt(length);
-      norm = T(inverse);
-      if (exists)
-        for (int64_t k = lane; k < f.d; k += 32)  // rounded once
-          z[k] = S::round(T(columns.at(domain, i, k) * scale * inverse));
-    }
+    if (f.geometry != Geometry::radial) norm = f.feels_centre ? T(warp_sum(along)) : T(0);
     longest = larger(longest, double(norm));
     if (lane == 0) {
       f.norms[row] = norm;
@@ -203,7 +233,6 @@ __global__ void __launch_bounds__(pack_threads)
       }
     }
   }
-  __shared__ double room[pack_threads / 32];
   spread = block_sum<pack_threads>(spread, room);
   longest = block_largest<pack_threads>(longest, room);
   if (threadIdx.x == 0) {
@@ -364,12 +393,13 @@ Points<T> lay_out(const Problem& problem, const Launch& launch, const Wants& wan
     while (t < problem.num_terms && problem.terms[t].factor == l) ++t;
     f.num_terms = t - f.first_term;
     f.geometry = f.num_terms ? geometry(problem.terms[f.first_term].family) : Geometry::radial;
-    f.centred = wants.shift || f.geometry == Geometry::radial;
+    f.feels_centre = !wants.shift && f.geometry != Geometry::radial;
     f.norms = arena.take<T>(padded);
     f.pulls = wants.gradients ? arena.take<double>(padded) : nullptr;
     f.mean = arena.take<double>(f.d);
     f.partial = arena.take<double>(chunks * f.d);
     f.largest = arena.take<double>(chunks * slices(f.d));
+    f.squares = arena.take<double>(chunks * slices(f.d));
     f.spread = arena.take<double>(2 * (padded / pack_rows));
     f.median = arena.take<double>(2);
   }

@@ -22,15 +22,21 @@ struct Factor {
   int64_t column;  // its first column in the samples
   int d;
   Geometry geometry;
-  bool centred;
+  // Whether the result feels where the rows are. Products of centred rows then lack what the norms
+  // of both rows add up to, and gradients the centre times the pulls. Not of a radial kernel.
+  bool feels_centre;
   int first_term, num_terms;
-  T* norms;         // [padded_rows] |z_i|^2. Cosine: 1 / |z_i| before rows were divided by it
-  double* mean;     // [d] what is taken off the rows before they are scaled
+  T* norms;         // [padded_rows] |z_i|^2. Not radial: <c, z_i> + |c|^2 / 2, or 0
+  double* mean;     // [d] of the rows as given
   double* pulls;    // [padded_rows] sum_j of the gradient weights; null if not wanted
   double* partial;  // [chunks, d] sums of columns
   double* largest;  // [chunks, slices] magnitudes
+  double* squares;  // [chunks, slices] sums of squares
   double* spread;   // [2, pack_blocks] of the scaled rows: sums of |x_i - mean|^2, largest |z_i|^2
   double* median;   // [2] squared distances of the scaled rows: of z, of x with zeros
+
+  // Whether gradients need the row sums of their weights.
+  FASTMMD_INLINE bool has_pulls() const { return geometry == Geometry::radial || feels_centre; }
 };
 
 // What is known only after the rows have been looked at; written by the device.
@@ -45,6 +51,10 @@ struct Resolved {
   T gain;
   bool all_equal;             // all points are one point
   int exponent[max_factors];  // rows are scaled by 2^-exponent
+  double mean_square[max_factors];  // of the lengths of the rows as given
+  // The centre c, taken off the scaled rows (cosine: the rows divided by their lengths), is the mean
+  // times this.
+  double of_mean[max_factors];
   bool equal[max_factors];    // of the factor's columns
   typename Kernel<T>::Range kernel[max_factors];
   Kernel<T> segments;
@@ -75,6 +85,10 @@ struct Points {
   FASTMMD_INLINE int row_of_sums() const { return 3 + 2 * num_terms; }
   FASTMMD_INLINE int domain(int64_t row) const { return row >= rows.first(1); }
   FASTMMD_INLINE int64_t padded() const { return rows.padded(); }
+  // Column k of the centre of factor l.
+  __device__ double centre(int l, int64_t k) const {
+    return double(T(factors[l].mean[k])) * resolved->of_mean[l];
+  }
 };
 
 constexpr int sum_rows = 1024;   // thread blocks that have a row of `sums` of their own, at most

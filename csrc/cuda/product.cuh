@@ -68,6 +68,8 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
         const bool look = distances<P>(f, at, offset, sides, shared, u);
         if (gradient && l < points.num_moving)
           apart |= unsigned(mark_near<P>(args, at, l, offset, look, sides, u)) << l;
+      } else {
+        complete<P>(sides, u);
       }
       const Evaluate<false, T> evaluate(segments);
       for (int e = 0; e < elements; ++e) {
@@ -127,9 +129,8 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
           erase_near<tile>(args, at, l, stage);
           __syncthreads();
         }
-        write_tile<P::operand, tile>(stage, args, at, args.w[l], l,
-                                     radial ? args.row_parts : nullptr,
-                                     radial ? args.column_parts : nullptr);
+        write_tile<P::operand, tile>(stage, args, at, args.w[l]);
+        if (points.factors[l].has_pulls()) write_sums<tile>(stage, args, at, l);
       }
     }
   }

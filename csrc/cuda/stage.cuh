@@ -96,39 +96,45 @@ constexpr int stage_stride() {
   return tile + 16 / int(sizeof(E));  // 16-byte rows, of which no two begin in one bank
 }
 
-// A tile of values in shared memory: to the panel, and its sums over columns and over rows. All
-// threads call it; the stage may be written again after the next barrier.
+// A tile of values in shared memory: to the panel. All threads call it; the stage may be written
+// again after the next barrier.
 template <Operand operand, int tile, class T>
-__device__ void write_tile(const T* stage, const TileArgs<T>& args, const Tile& at, void* w,
-                           int quantity, T* row_sums, T* column_sums) {
+__device__ void write_tile(const T* stage, const TileArgs<T>& args, const Tile& at, void* w) {
   constexpr int stride = stage_stride<T, tile>();
   const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
-  if (w) {
-    using E = typename Stored<operand>::type;
-    constexpr int vector = 16 / int(sizeof(E)), vectors = tile / vector;
-    struct alignas(16) Vector {
-      E e[vector];
-    };
-    for (int v = threadIdx.x; v < tile * vectors; v += blockDim.x) {
-      const int i = v / vectors, j = v % vectors * vector;
-      Vector out;
+  if (!w) return;
+  using E = typename Stored<operand>::type;
+  constexpr int vector = 16 / int(sizeof(E)), vectors = tile / vector;
+  struct alignas(16) Vector {
+    E e[vector];
+  };
+  for (int v = threadIdx.x; v < tile * vectors; v += blockDim.x) {
+    const int i = v / vectors, j = v % vectors * vector;
+    Vector out;
 #pragma unroll
-      for (int c = 0; c < vector; ++c) out.e[c] = Stored<operand>::round(stage[i * stride + j + c]);
-      *reinterpret_cast<Vector*>(static_cast<E*>(w) + (i0 + i) * args.columns + j0 + j) = out;
-    }
+    for (int c = 0; c < vector; ++c) out.e[c] = Stored<operand>::round(stage[i * stride + j + c]);
+    *reinterpret_cast<Vector*>(static_cast<E*>(w) + (i0 + i) * args.columns + j0 + j) = out;
   }
-  if (row_sums)
-    for (int i = threadIdx.x; i < tile; i += blockDim.x) {
-      T sum = 0;
-      for (int j = 0; j < tile; ++j) sum += stage[i * stride + j];
-      row_sums[(quantity * (args.columns / tile) + j0 / tile) * args.rows + i0 + i] = sum;
-    }
-  if (column_sums)
-    for (int j = threadIdx.x; j < tile; j += blockDim.x) {
-      T sum = 0;
-      for (int i = 0; i < tile; ++i) sum += stage[i * stride + j];
-      column_sums[(quantity * (args.rows / tile) + i0 / tile) * args.columns + j0 + j] = sum;
-    }
+}
+
+// Its sums over columns to the row parts and over rows to the column parts, if there are any.
+template <int tile, class T>
+__device__ void write_sums(const T* stage, const TileArgs<T>& args, const Tile& at, int quantity) {
+  constexpr int stride = stage_stride<T, tile>();
+  const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
+  for (int r = threadIdx.x; r < 2 * tile; r += blockDim.x) {
+    const bool column = r >= tile;
+    if (column && !args.column_parts) continue;
+    const int place = r % tile;
+    T sum = 0;
+    for (int other = 0; other < tile; ++other)
+      sum += column ? stage[other * stride + place] : stage[place * stride + other];
+    if (column)
+      args.column_parts[(quantity * (args.rows / tile) + i0 / tile) * args.columns + j0 + place] =
+          sum;
+    else
+      args.row_parts[(quantity * (args.columns / tile) + j0 / tile) * args.rows + i0 + place] = sum;
+  }
 }
 
 // Two neighbouring weights of a row to the stage, rounded to the operand.

@@ -194,6 +194,15 @@ __device__ __forceinline__ bool distances(const Factor<T>& f, const Tile& at, T 
   return isfinite(offset);
 }
 
+// The products of rows from those of centred rows.
+template <class Products, class T>
+__device__ __forceinline__ void complete(const Sides<T, Products::tile>& sides,
+                                         T (&u)[Products::elements]) {
+#pragma unroll
+  for (int e = 0; e < Products::elements; ++e)
+    u[e] += sides.norms[0][Products::row(e)] + sides.norms[1][Products::column(e)];
+}
+
 // One factor. `gaussian`: all its terms are, and nobody asks for gradients of weights or terms;
 // then the elements of a tile stay in registers.
 template <class Products, bool gaussian, bool gradient>
@@ -341,6 +350,7 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
       }
     } else {
       if (radial) to_distances();
+      else complete<Products>(sides, u);
       constexpr int stride = stage_stride<T, tile>();
       const Evaluate<false, T> evaluate(segments);
       // An element's part of the sum, and its gradient weight.
@@ -383,8 +393,14 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
         add_potentials<tile>(stage, sides, args, at, points.num_moving);
         __syncthreads();
       }
-      for (int e = 0; e < elements; e += 2)
-        put(e, {element(e, statistic(e)), element(e + 1, statistic(e + 1))});
+      for (int e = 0; e < elements; e += 2) {
+        const T g[2] = {element(e, statistic(e)), element(e + 1, statistic(e + 1))};
+        put(e, g);
+        if (gradient && f.feels_centre) {
+          statistics[place(e)] = g[0];
+          statistics[place(e + 1)] = g[1];
+        }
+      }
     }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) totals[threadIdx.x / 32][which] += copies * double(sum);
@@ -396,6 +412,11 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
       }
       write_weights<Products::operand, tile, Products::threads>(weights, args, at, args.w[0],
                                                                 radial);
+      // Of the weights before they were rounded: the centre may be far longer than the rows that
+      // the panel is multiplied with.
+      if constexpr (!gaussian)
+        if (f.feels_centre)
+          write_sums<tile>(reinterpret_cast<const T*>(shared + Shared::first), args, at, 0);
     }
   }
   meet();  // also: no block ends before the others of its cluster are done with its barriers

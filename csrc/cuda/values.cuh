@@ -116,6 +116,7 @@ struct ValueTiles {
       __syncthreads();
       if (f.geometry == Geometry::radial)
         distances<P>(f, at, points.resolved->kernel[l].near_offset, room.sides, work, u);
+      else complete<P>(room.sides, u);
       const int I = existing(points.rows, at.I, tile), J = existing(points.rows, at.J, tile);
       const Value<gaussian, T> value(room.segments);
       // From registers to shared memory, as a loop over registers is code for each; threads read
