@@ -245,6 +245,8 @@ def measure(subject: Subject, epochs: int) -> dict[str, Any]:
     for index in range(-1, epochs):
         shift = index % len(LANES)
         order = LANES[shift:] + LANES[:shift]
+        if index % 2:  # none always follows the same other
+            order = order[::-1]
         for lane, steps in epoch({lane: networks[lane] for lane in order}, subject).items():
             if index >= 0:
                 found[lane] += steps
@@ -279,7 +281,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/trainer"))
-    parser.add_argument("--epochs", type=int, default=20, help="of 11 steps each (default: 20)")
+    parser.add_argument(
+        "--epochs", type=int, default=20, help="of 11 steps each, 1 or more (default: 20)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

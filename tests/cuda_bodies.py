@@ -202,6 +202,40 @@ def test_products_far_from_zero(backend: Backend, kernel: str, operand: int) -> 
                 check(backend, cases(20, 13, 33, kernel, estimator, offset=100.0), operand)
 
 
+@pytest.mark.parametrize("kernel", ["cosine", "polynomial width"])
+@pytest.mark.parametrize("operand", [TF32X3, TF32])
+def test_padding_far_from_zero(backend: Backend, kernel: str, operand: int) -> None:
+    """Rows of weight 0 do not take the others' digits, wherever they are and however many."""
+    if not backend.has(MMA):
+        pytest.skip("no tensor cores")
+    made = cases(40, 33, 17, kernel, weighted=True)
+    for case in made:
+        for samples, weights in ((case.x, case.x_weights), (case.y, case.y_weights)):
+            samples.data[5:] = 100.0
+            weights.data[5:] = 0
+    with precision("high"), forced(mode="panels", products=MMA, operand=operand):
+        check(backend, made, operand)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kernel", [fm.Linear(), fm.Polynomial(2), fm.Cosine()])
+def test_a_bad_row_is_one_row(backend: Backend, kernel: fm.Kernel, bad: float) -> None:
+    case = make_case(0, 30, 40, 6)
+    x = case.x.clone().to(backend.device)
+    x[3, 2] = bad
+    sums = fm.kernel_sum(x, case.y.to(backend.device), torch.ones(40, 1), kernel)
+    assert not sums[3].isfinite().all()
+    assert sums[torch.arange(30) != 3].isfinite().all()
+
+
+def test_cosines_of_subnormal_rows(backend: Backend) -> None:
+    case = make_case(0, 20, 13, 5, dtype=torch.float64)
+    x, y = (t.to(backend.device) for t in (case.x, case.y))
+    expected = fm.mmd2(x, y, fm.Cosine())
+    tiny = fm.mmd2(x * 2.0**-1020, y * 2.0**-1020, fm.Cosine())
+    torch.testing.assert_close(tiny, expected, rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize(("d", "first"), [(1, 48), (1, 360), (3, 384)])
 @pytest.mark.parametrize("mode", ["panels", "fused"])
 def test_short_rows(backend: Backend, mode: str, d: int, first: int) -> None:

@@ -317,16 +317,15 @@ def test_lanes_of_the_same_work_have_turns_of_the_same_length() -> None:
 
 
 def test_the_fastest_slice_counts_for_the_turn() -> None:
-    slices = {1: 4e-4, 3: 9e-4}  # seconds of so many calls
-    disturbed = iter([0.0, 5e-3, 0.0, 2e-3])
+    disturbed = iter([0.0, 5e-3, 0.0, 2e-3, 1e-3, 0.0, 0.0, 4e-3])
     timed = []
 
     def measure(lane: str, calls: int) -> float:
         timed.append(calls)
-        return slices[calls] + next(disturbed)
+        return 3e-4 * calls + next(disturbed)
 
-    assert fastest(measure)("lane", 10) == pytest.approx(10 * 9e-4 / 3)
-    assert timed == [1, 3, 3, 3]
+    assert fastest(measure)("lane", 25) == pytest.approx(25 * 3e-4)
+    assert timed == [3] * 8
     # A call as long as a slice is one.
     long = iter([3e-3, 2.4e-3, 2.6e-3])
     assert fastest(lambda lane, calls: next(long))("lane", 3) == pytest.approx(3 * 2.4e-3)

@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(P::threads, P::blocks(gaussian))
       if (wanted) {
         auto leave = [&] { return __any_sync(0xffffffffu, near_pairs[threadIdx.x] != 0); };
         if (radial && leave()) fused::erase_near(near_pairs[threadIdx.x], c);
-        if (!radial) fused::add_sums<P>(c, pulls);
+        if (!radial && points.has_pulls(0)) fused::add_sums<P>(c, pulls);
         typename Fragment<P::operand>::A w[P::steps];
         fused::as_operand<P>(c, w);
         fused::outer<P>(w, z_J, depth, radial, o, pulls);

@@ -262,8 +262,8 @@ __device__ __forceinline__ void as_operand(const float (&c)[products][4],
     }
 }
 
-// pulls += W 1 for rows g and g + 8, of weights that are not rounded: what they are multiplied with,
-// the centre, may be far longer than the rows.
+// pulls += W 1 for rows g and g + 8, of weights that are not rounded: the centre, which they are
+// multiplied with, may be far longer than the rows.
 template <class P, int products>
 __device__ __forceinline__ void add_sums(const float (&c)[products][4], float (&pulls)[2]) {
 #pragma unroll
@@ -276,8 +276,8 @@ __device__ __forceinline__ void add_sums(const float (&c)[products][4], float (&
   }
 }
 
-// o += W Z_J, and where `sums`, pulls += W 1, for rows g and g + 8. A tile's sums are made first, since the
-// tensor cores cut off what they cannot hold of a sum.
+// o += W Z_J, and where `sums`, pulls += W 1, for rows g and g + 8. A tile's sums are made first,
+// since the tensor cores cut off what they cannot hold of a sum.
 template <class P>
 __device__ __forceinline__ void outer(const typename Fragment<P::operand>::A (&w)[P::steps],
                                       const char* z_J, int depth, bool sums,

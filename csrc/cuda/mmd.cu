@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(reduce_threads)
   for (int q = 0; q <= points.num_moving; ++q) {
     double* to = points.potentials;
     if (q < points.num_moving)
-      to = pulls && points.factors[q].has_pulls() ? points.factors[q].pulls : nullptr;
+      to = pulls && points.has_pulls(q) ? points.factors[q].pulls : nullptr;
     if (!to) continue;
     double sum = 0;
     for (int64_t part = 0; part < parts; ++part)
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(row_threads)
       for (int64_t k = lane; k < f.d; k += 32) to[k] = 0;
       continue;
     }
-    const double pull = f.feels_centre ? f.pulls[row] : 0;
+    const double pull = points.has_pulls(l) ? f.pulls[row] : 0;
     if (f.geometry == Geometry::cosine) {
       // Along the sphere only, at the row as it was given: what is left is small where all rows
       // point the same way, and feels how a row was rounded.

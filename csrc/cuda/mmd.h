@@ -5,9 +5,10 @@
 // goes onto the stream that is given; nothing is allocated here.
 //
 // The packed sample z holds the centred and scaled rows in the type that the products of a tile are
-// made of. All else is made of the rounded z, so that the only error is the rounding of the rows,
-// and no cancellation. Samples are padded with zero rows of weight 0 to whole blocks, rows with
-// zero columns: no tile crosses from one sample to the other or needs a check of bounds.
+// made of. Distances are made of the rounded z alone, so that the only error is the rounding of the
+// rows, and no cancellation; to inner products the centre, which is not rounded, adds its part.
+// Samples are padded with zero rows of weight 0 to whole blocks, rows with zero columns: no tile
+// crosses from one sample to the other or needs a check of bounds.
 #pragma once
 
 #include "estimators.h"

@@ -63,8 +63,7 @@ int64_t slices(int64_t d) { return round_up(d, slice_columns) / slice_columns; }
 constexpr int column_threads = slice_columns * 8;
 
 // Sums of 32 columns over a chunk of rows, relative to the first row of x, so that equal rows are
-// exactly at their mean; the largest magnitude among the differences; and the sum of the squares of
-// what is in the columns.
+// exactly at their mean; and the largest magnitude among the differences.
 template <class T>
 __global__ void __launch_bounds__(column_threads)
     columns_kernel(Columns columns, Rows rows, Chunks chunks, Factor<T> f) {
@@ -74,35 +73,29 @@ __global__ void __launch_bounds__(column_threads)
   const int64_t begin = (domain ? c - chunks.of[0] : c) * chunk_rows;
   const int64_t count = domain ? rows.m : rows.n;
   const int64_t end = begin + chunk_rows < count ? begin + chunk_rows : count;
-  double sum = 0, largest = 0, square = 0;
+  double sum = 0, largest = 0;
   if (k < f.d) {
     const double origin = columns.at(0, 0, k);
     for (int64_t i = begin + group; i < end; i += column_threads / slice_columns) {
-      const double x = columns.at(domain, i, k), difference = x - origin;
+      const double difference = columns.at(domain, i, k) - origin;
       sum += difference;
-      square += x * x;
       largest = larger(largest, fabs(difference));
     }
   }
-  __shared__ double sums[column_threads], sizes[column_threads], squares[column_threads];
+  __shared__ double sums[column_threads], sizes[column_threads];
   sums[threadIdx.x] = sum;
   sizes[threadIdx.x] = largest;
-  squares[threadIdx.x] = square;
   __syncthreads();
   if (group) return;
   for (int g = 1; g < column_threads / slice_columns; ++g) {
     sum += sums[g * slice_columns + lane];
     largest = larger(largest, sizes[g * slice_columns + lane]);
-    square += squares[g * slice_columns + lane];
   }
   if (k < f.d) f.partial[c * f.d + k] = sum;
   for (int other = 16; other; other /= 2) {
     largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, other));
   }
-  square = warp_sum(square);
-  if (lane) return;
-  f.largest[c * gridDim.x + blockIdx.x] = largest;
-  f.squares[c * gridDim.x + blockIdx.x] = square;
+  if (lane == 0) f.largest[c * gridDim.x + blockIdx.x] = largest;
 }
 
 // How many powers of two the rows are scaled down by. Just as much as brings the squares of all
@@ -132,19 +125,17 @@ __global__ void __launch_bounds__(mean_threads)
     f.mean[k] = columns.at(0, 0, k) + sum / double(rows.n + rows.m);
     return;
   }
-  double largest = 0, offset = 0, square = 0;
-  for (int64_t c = threadIdx.x; c < chunks.count() * slices; c += mean_threads) {
+  double largest = 0, offset = 0;
+  for (int64_t c = threadIdx.x; c < chunks.count() * slices; c += mean_threads)
     largest = larger(largest, f.largest[c]);
-    square += f.squares[c];
-  }
   if (f.feels_centre)
     for (int64_t k = threadIdx.x; k < f.d; k += mean_threads) {
       offset = larger(offset, fabs(columns.at(0, 0, k)));
     }
-  __shared__ double sizes[mean_threads], offsets[mean_threads], room[mean_threads / 32];
+  __shared__ double sizes[mean_threads], offsets[mean_threads];
   sizes[threadIdx.x] = largest;
   offsets[threadIdx.x] = offset;
-  square = block_sum<mean_threads>(square, room);
+  __syncthreads();
   if (threadIdx.x) return;
   for (int t = 1; t < mean_threads; ++t) {
     largest = larger(largest, sizes[t]);
@@ -152,23 +143,59 @@ __global__ void __launch_bounds__(mean_threads)
   }
   resolved->equal[l] = largest == 0;
   resolved->exponent[l] = exponent_of<T>(largest + offset, operand);
-  resolved->mean_square[l] = square / double(rows.n + rows.m);
 }
 
 constexpr int pack_threads = 256;
 
-// What the centre is of the mean. Where the result does not feel it, all of it. Else most lengths
-// have to come from the mean: then rows without it leave products, of any operand, less to round,
-// and lose nothing by themselves, as they are near it. A cosine's rows are about as long as the root
-// of their mean square, and where they are not, the centre is at least inside the sphere.
+// One warp a row: the sum of |x_i|^2 and the largest 1 / |x_i|^2 over the rows of a block.
 template <class T>
-__device__ double of_mean(const Factor<T>& f, double scale, double mean_square, double* room) {
+__global__ void __launch_bounds__(pack_threads)
+    lengths_kernel(Columns columns, Points<T> points, int l) {
+  const Factor<T>& f = points.factors[l];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  double sum = 0, nearest = 0;
+  for (int r = warp; r < pack_rows; r += pack_threads / 32) {
+    const int64_t row = int64_t(blockIdx.x) * pack_rows + r;
+    const int domain = points.domain(row);
+    const int64_t i = row - points.rows.first(domain);
+    if (i >= (domain ? points.rows.m : points.rows.n)) continue;
+    double square = 0;
+    for (int64_t k = lane; k < f.d; k += 32) {
+      const double x = columns.at(domain, i, k);
+      square += x * x;
+    }
+    square = warp_sum(square);
+    if (lane == 0) sum += square;
+    nearest = larger(nearest, 1 / square);
+  }
+  __shared__ double room[pack_threads / 32];
+  sum = block_sum<pack_threads>(sum, room);
+  nearest = block_largest<pack_threads>(nearest, room);
+  if (threadIdx.x == 0) {
+    f.lengths[blockIdx.x] = sum;
+    f.lengths[gridDim.x + blockIdx.x] = nearest;
+  }
+}
+
+// What the centre is of the mean. Where the result does not feel it, all of it. Else the rows have
+// to be about where their mean is, and none much nearer to 0: rows less it leave products, of any
+// operand, less to round, and no row loses by the difference. A cosine's rows are about as long as
+// the root of their mean square, whose inverse takes the mean into the sphere.
+template <class T>
+__device__ double of_mean(const Points<T>& points, int l, double scale, double* room) {
+  const Factor<T>& f = points.factors[l];
   if (!f.feels_centre) return scale;
-  double far = 0;
+  double far = 0, square = 0, nearest = 0;
   for (int k = threadIdx.x; k < f.d; k += pack_threads) far += f.mean[k] * f.mean[k];
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += pack_threads) {
+    square += f.lengths[b];
+    nearest = larger(nearest, f.lengths[gridDim.x + b]);
+  }
   far = block_sum<pack_threads>(far, room);
-  if (!(far > 0.8 * mean_square)) return 0;
-  return f.geometry == Geometry::cosine ? 1 / sqrt(mean_square) : scale;
+  square = block_sum<pack_threads>(square, room) / double(points.rows.n + points.rows.m);
+  nearest = block_largest<pack_threads>(nearest, room);
+  if (!(far > 0.8 * square && far * nearest < 4)) return 0;  // so where there is a NaN
+  return f.geometry == Geometry::cosine ? 1 / sqrt(square) : scale;
 }
 
 // One warp a row: z = x 2^-exponent - c rounded (cosine: x / |x| - c), its norm or what stands for
@@ -183,7 +210,7 @@ __global__ void __launch_bounds__(pack_threads)
   const double scale = ldexp(1.0, -points.resolved->exponent[l]);
   const int64_t first = int64_t(blockIdx.x) * pack_rows;
   __shared__ double room[pack_threads / 32];
-  const double centre = of_mean(f, scale, points.resolved->mean_square[l], room);
+  const double centre = of_mean(points, l, scale, room);
   if (blockIdx.x == 0 && threadIdx.x == 0) points.resolved->of_mean[l] = centre;
   double spread = 0, longest = 0;
   for (int r = warp; r < pack_rows; r += pack_threads / 32) {
@@ -192,7 +219,7 @@ __global__ void __launch_bounds__(pack_threads)
     const int64_t i = row - points.rows.first(domain);
     const bool exists = i < (domain ? points.rows.m : points.rows.n);
     E* z = static_cast<E*>(f.z) + row * f.depth;
-    double unit = scale;  // of the row
+    double inverse = 1;  // of the length that the row is divided by
     if (f.geometry == Geometry::cosine) {
       double square = 0;
       if (exists)
@@ -201,7 +228,7 @@ __global__ void __launch_bounds__(pack_threads)
           square += scaled * scaled;
         }
       square = warp_sum(square);
-      unit = square == 0 ? 0 : scale / sqrt(square);
+      inverse = square == 0 ? 0 : 1 / sqrt(square);
     }
     T norm = 0;
     double along = 0;
@@ -210,9 +237,7 @@ __global__ void __launch_bounds__(pack_threads)
       E rounded{};
       if (exists && k < f.d) {
         const double x = columns.at(domain, i, k), away = (x - f.mean[k]) * scale;
-        // The centre is of type T: far from 0 the difference to it needs no rounding, and rows that
-        // are near each other keep their distance.
-        const double c = double(T(f.mean[k])) * centre, z_k = x * unit - c;
+        const double c = points.centre(l, k, centre), z_k = x * scale * inverse - c;
         rounded = S::round(T(z_k));
         spread += away * away;
         along += c * (z_k + c / 2);
@@ -399,9 +424,9 @@ Points<T> lay_out(const Problem& problem, const Launch& launch, const Wants& wan
     f.mean = arena.take<double>(f.d);
     f.partial = arena.take<double>(chunks * f.d);
     f.largest = arena.take<double>(chunks * slices(f.d));
-    f.squares = arena.take<double>(chunks * slices(f.d));
     f.spread = arena.take<double>(2 * (padded / pack_rows));
     f.median = arena.take<double>(2);
+    f.lengths = f.feels_centre ? arena.take<double>(2 * (padded / pack_rows)) : nullptr;
   }
   points.weights = arena.take<T>(padded);
   points.potentials = wants.potentials ? arena.take<double>(padded) : nullptr;
@@ -426,11 +451,14 @@ void prepare(const Problem& problem, const Launch& launch, const Points<T>& poin
     check(fastmmd::cuda::launch(means_kernel<T>, dim3(means), dim3(mean_threads), 0, stream,
                                 columns, points.rows, chunks, f, slices(f.d), launch.operand, l,
                                 points.resolved));
+    const dim3 packs(unsigned(points.padded() / pack_rows));
+    if (f.feels_centre)
+      check(fastmmd::cuda::launch(lengths_kernel<T>, packs, dim3(pack_threads), 0, stream, columns,
+                                  points, l));
     with_operand(launch.operand, [&](auto operand) {
       if constexpr (std::is_same_v<typename Stored<operand>::compute, T>)
-        check(fastmmd::cuda::launch(pack_kernel<operand, T>,
-                                    dim3(unsigned(points.padded() / pack_rows)), dim3(pack_threads),
-                                    0, stream, columns, points, l, weighted));
+        check(fastmmd::cuda::launch(pack_kernel<operand, T>, packs, dim3(pack_threads), 0, stream,
+                                    columns, points, l, weighted));
     });
   }
   find_medians<T>(problem, launch, points);

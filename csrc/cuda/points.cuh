@@ -31,12 +31,10 @@ struct Factor {
   double* pulls;    // [padded_rows] sum_j of the gradient weights; null if not wanted
   double* partial;  // [chunks, d] sums of columns
   double* largest;  // [chunks, slices] magnitudes
-  double* squares;  // [chunks, slices] sums of squares
   double* spread;   // [2, pack_blocks] of the scaled rows: sums of |x_i - mean|^2, largest |z_i|^2
   double* median;   // [2] squared distances of the scaled rows: of z, of x with zeros
-
-  // Whether gradients need the row sums of their weights.
-  FASTMMD_INLINE bool has_pulls() const { return geometry == Geometry::radial || feels_centre; }
+  double*
+      lengths;  // [2, pack_blocks] sums of |x_i|^2, largest 1 / |x_i|^2; null unless feels_centre
 };
 
 // What is known only after the rows have been looked at; written by the device.
@@ -51,11 +49,10 @@ struct Resolved {
   T gain;
   bool all_equal;             // all points are one point
   int exponent[max_factors];  // rows are scaled by 2^-exponent
-  double mean_square[max_factors];  // of the lengths of the rows as given
-  // The centre c, taken off the scaled rows (cosine: the rows divided by their lengths), is the mean
-  // times this.
+  // The centre c, taken off the scaled rows (cosine: the rows divided by their lengths), is the
+  // mean times this.
   double of_mean[max_factors];
-  bool equal[max_factors];    // of the factor's columns
+  bool equal[max_factors];  // of the factor's columns
   typename Kernel<T>::Range kernel[max_factors];
   Kernel<T> segments;
   Term terms[max_terms];
@@ -85,9 +82,16 @@ struct Points {
   FASTMMD_INLINE int row_of_sums() const { return 3 + 2 * num_terms; }
   FASTMMD_INLINE int domain(int64_t row) const { return row >= rows.first(1); }
   FASTMMD_INLINE int64_t padded() const { return rows.padded(); }
-  // Column k of the centre of factor l.
-  __device__ double centre(int l, int64_t k) const {
-    return double(T(factors[l].mean[k])) * resolved->of_mean[l];
+  // Column k of the centre of factor l. It is of type T, scaled: far from 0 the difference of a row
+  // to it needs no rounding, and rows that are near each other keep their distance.
+  __device__ double centre(int l, int64_t k, double of_mean) const {
+    return of_mean == 0 ? 0 : double(T(factors[l].mean[k])) * of_mean;
+  }
+  __device__ double centre(int l, int64_t k) const { return centre(l, k, resolved->of_mean[l]); }
+  // Whether the gradients of factor l need the row sums of their weights.
+  __device__ bool has_pulls(int l) const {
+    return factors[l].geometry == Geometry::radial ||
+           (factors[l].feels_centre && resolved->of_mean[l] != 0);
   }
 };
 
@@ -143,7 +147,8 @@ __device__ __forceinline__ float lower_tf32(float x) {
   return __uint_as_float(__float_as_uint(x - upper_tf32(x)) & 0xffffe000u);
 }
 
-// What products make of an element. Norms are those of the rows that products see: they cancel.
+// What products make of an element. The norms of radial kernels are those of the rows that products
+// see: they cancel.
 template <Operand operand>
 __device__ __forceinline__ auto multiplied(typename Stored<operand>::type x) {
   if constexpr (operand == Operand::tf32x3) return upper_tf32(x) + lower_tf32(x);

@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
           __syncthreads();
         }
         write_tile<P::operand, tile>(stage, args, at, args.w[l]);
-        if (points.factors[l].has_pulls()) write_sums<tile>(stage, args, at, l);
+        if (points.has_pulls(l)) write_sums<tile>(stage, args, at, l);
       }
     }
   }

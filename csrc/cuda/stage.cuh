@@ -117,7 +117,8 @@ __device__ void write_tile(const T* stage, const TileArgs<T>& args, const Tile& 
   }
 }
 
-// Its sums over columns to the row parts and over rows to the column parts, if there are any.
+// The sums of a staged tile over columns to the row parts, and over rows to the column parts if
+// there are any. All threads call it.
 template <int tile, class T>
 __device__ void write_sums(const T* stage, const TileArgs<T>& args, const Tile& at, int quantity) {
   constexpr int stride = stage_stride<T, tile>();

@@ -30,7 +30,8 @@
 // Everything after the inner products is written once, here. Signs and factors of the gradient
 // weights g are those of the CPU's tile loop: with C a_i a_j k the pair's part of the sum over all
 // ordered pairs, g = -4 C a_i a_j k'(D), or 2 C a_i a_j k'(u) for inner products; then
-// v_i = sum_j g_ij z_j, less z_i sum_j g_ij for distances.
+// v_i = sum_j g_ij z_j, less z_i sum_j g_ij for distances, and more by the centre times that sum
+// for inner products.
 #pragma once
 
 #include <type_traits>
@@ -123,7 +124,8 @@ __device__ inline double divisor(const Points<T>& points, const Divisors& by, co
 
 // The shared memory, all of it dynamic: the products' rooms, afterwards the slots of add_terms and
 // then the stage; behind them, for kernels that are not looped over in registers, statistics of the
-// tile; at last what the threads tell each other.
+// tile, whose place gradient weights take before they are rounded; at last what the threads tell
+// each other.
 template <class Products, bool gaussian, bool gradient>
 struct TileShared {
   using T = typename Products::T;
@@ -235,6 +237,7 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
     slopes[threadIdx.x] = T((radial ? -4 : 2) * C * double(resolved.gain));
   }
   segments.load(resolved.kernel[0]);
+  const bool centred = !radial && points.has_pulls(0);
   Products products;
   constexpr bool looks_ahead = LooksAhead<Products>::value;
   if constexpr (looks_ahead) products.begin(params, shared);
@@ -369,7 +372,7 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
       auto place = [](int e) { return Products::row(e) * stride + Products::column(e); };
 #pragma unroll
       for (int e = 0; e < elements; ++e) statistics[place(e)] = u[e];
-      // Threads read none but their own.
+      // Until the next barrier threads read none but their own.
       auto statistic = [&](int e) { return statistics[place(e)]; };
       auto is_silent = [&](int e) { return silent(Products::row(e), Products::column(e)); };
       if (points.num_terms) {
@@ -396,7 +399,7 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
       for (int e = 0; e < elements; e += 2) {
         const T g[2] = {element(e, statistic(e)), element(e + 1, statistic(e + 1))};
         put(e, g);
-        if (gradient && f.feels_centre) {
+        if (gradient && centred) {
           statistics[place(e)] = g[0];
           statistics[place(e + 1)] = g[1];
         }
@@ -415,7 +418,7 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
       // Of the weights before they were rounded: the centre may be far longer than the rows that
       // the panel is multiplied with.
       if constexpr (!gaussian)
-        if (f.feels_centre)
+        if (centred)
           write_sums<tile>(reinterpret_cast<const T*>(shared + Shared::first), args, at, 0);
     }
   }

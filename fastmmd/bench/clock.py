@@ -94,15 +94,15 @@ class Cores:
 def run_on(cores: Sequence[int]) -> None:
     """From now on all threads of this process run on these cores.
 
-    The main thread has the first core and the others, in the order of their making, the rest in
-    turn, so that those of a team, which are made together, have a core each. Free to choose among
-    the same cores, two of them can stay on one and spin there in turn while another process holds
-    the other.
+    Of two, the main thread has the first and all others the second: free to choose, the two of a
+    team can stay on one core and spin there in turn while another process holds the other. On more
+    the main thread may choose, as threads that are made later have its cores; the others, in the
+    order of their making, have one each in turn.
     """
     others = sorted(map(int, os.listdir("/proc/self/task")))
     others.remove(os.getpid())
-    rest = cycle(cores[1:] or cores)
-    for thread, core in [(os.getpid(), cores[0]), *zip(others, rest, strict=False)]:
+    os.sched_setaffinity(0, cores[:1] if len(cores) <= 2 else cores)
+    for thread, core in zip(others, cycle(cores[1:] or cores), strict=False):
         with suppress(OSError):  # it has ended meanwhile
             os.sched_setaffinity(thread, {core})
 

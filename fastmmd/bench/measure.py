@@ -27,7 +27,7 @@ from fastmmd.bench.verdict import Thresholds, Verdict, compare
 __all__ = ["Duel", "default_threads", "duel", "machine", "run"]
 
 BASE, HEAD = "base", "head"
-# Medians of fewer rounds have no interval to speak of.
+# Midmeans of fewer rounds have no interval to speak of.
 LEAST_ROUNDS = 9
 # Of two builds: turns about as short as a time slice of the system, of which some are then not
 # disturbed at all, and many of them.
@@ -180,11 +180,10 @@ def duel(
     """Times rows of two builds against each other, round by round.
 
     Each build runs in a process of its own, and the reference in a third; the others wait while one
-    is timed. In a round both
-    run on the same cores, two rounds later on others: a core that another process or another guest
-    makes slow is so for both, and not in all rounds. All rows are measured again in new processes,
-    as two processes of one build differ too, by where their memory lies; then those that are
-    unclear, and those that seem to have changed once more.
+    is timed. In a round all run on the same cores, two rounds later on others: a core that another
+    process or another guest makes slow is so for all, and not in all rounds. All rows are measured
+    again in new processes, as two processes of one build differ too, by where their memory lies;
+    then those that are unclear, and those that seem to have changed once more.
 
     Args:
         folders: Of the builds, by ``"base"`` and ``"head"``.
