@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(row_threads)
       for (int64_t k = lane; k < f.d; k += 32) to[k] = 0;
       continue;
     }
-    const double pull = points.has_pulls(l) ? f.pulls[row] : 0;
+    const double of_mean = f.feels_centre ? resolved.of_mean[l] : 0;
+    const double pull = of_mean == 0 ? 0 : f.pulls[row];
     if (f.geometry == Geometry::cosine) {
       // Along the sphere only, at the row as it was given: what is left is small where all rows
       // point the same way, and feels how a row was rounded.
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(row_threads)
       };
       double along = 0, square = 0;
       for (int64_t k = lane; k < f.d; k += 32) {
-        along += (double(to[k]) + pull * points.centre(l, k)) * at(k);
+        along += (double(to[k]) + pull * points.centre(l, k, of_mean)) * at(k);
         square += at(k) * at(k);
       }
       along = warp_sum(along);
@@ -84,12 +85,13 @@ __global__ void __launch_bounds__(row_threads)
       const double inverse = square == 0 ? 0 : 1 / square;
       scale *= sqrt(inverse);
       for (int64_t k = lane; k < f.d; k += 32)
-        to[k] = T((double(to[k]) + pull * points.centre(l, k) - along * inverse * at(k)) * scale);
+        to[k] = T((double(to[k]) + pull * points.centre(l, k, of_mean) - along * inverse * at(k)) *
+                  scale);
       continue;
     }
     if (f.geometry == Geometry::dot) {
       for (int64_t k = lane; k < f.d; k += 32)
-        to[k] = T((double(to[k]) + pull * points.centre(l, k)) * scale);
+        to[k] = T((double(to[k]) + pull * points.centre(l, k, of_mean)) * scale);
       continue;
     }
     const T own = T(-f.pulls[row]);
