@@ -16,6 +16,7 @@ from fastmmd.checks import (
     check_points,
     check_weights,
 )
+from fastmmd.dtypes import concatenated
 from fastmmd.kernels import Energy, Kernel, as_kernel
 from fastmmd.terms import FIXED, Terms
 
@@ -290,7 +291,7 @@ def contributions(
     """
     _check_samples(x, y, x_weights, y_weights)
     n, m = len(x), len(y)
-    f_x, f_y = _witness(x, y, torch.cat([x, y]), kernel, x_weights, y_weights).split([n, m])
+    f_x, f_y = _witness(x, y, concatenated([x, y]), kernel, x_weights, y_weights).split([n, m])
     return _masses(x, x_weights) * f_x, -_masses(y, y_weights) * f_y
 
 
@@ -395,7 +396,7 @@ def _witness(
 ) -> Tensor:
     terms = fixed_terms(x, y, as_kernel(kernel).terms_for(x, y))
     v = torch.cat([_masses(x, x_weights), -_masses(y, y_weights)])
-    return ops.kernel_sum(at, torch.cat([x, y]), v.unsqueeze(1), terms).squeeze(1)
+    return ops.kernel_sum(at, concatenated([x, y]), v.unsqueeze(1), terms).squeeze(1)
 
 
 _ENERGY = Energy()

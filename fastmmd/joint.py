@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmmd import ops
 from fastmmd.checks import check_estimator, check_points
+from fastmmd.dtypes import concatenated
 from fastmmd.functional import check_sample_weights, estimator_size
 from fastmmd.kernels import Kernel, as_kernel
 from fastmmd.terms import Terms, joined
@@ -142,4 +143,4 @@ def side_by_side(layers: Sequence[Tensor]) -> Tensor:
     dtype = layers[0].dtype
     for t in layers[1:]:
         dtype = torch.promote_types(dtype, t.dtype)
-    return torch.cat([t.to(dtype) for t in layers], -1)
+    return concatenated([t.to(dtype) for t in layers], -1)

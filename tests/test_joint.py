@@ -85,6 +85,19 @@ def test_layers_of_different_dtypes() -> None:
     assert fm.joint_mmd2(*double).dtype == torch.float64
 
 
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_under_autocast_are_taken_as_they_are(
+    autocast: torch.dtype, dtype: torch.dtype
+) -> None:
+    t = make(0, 9, 8, 2, torch.float32)
+    x, y = ([a.to(dtype) for a in layers(t, name)] for name in "xy")
+    plain = fm.joint_mmd2(x, y), fm.witness(x[0], y[0], y[0]), *fm.contributions(x[0], y[0])
+    with torch.autocast("cpu", autocast):
+        cast = fm.joint_mmd2(x, y), fm.witness(x[0], y[0], y[0]), *fm.contributions(x[0], y[0])
+    assert all(map(torch.equal, cast, plain))
+
+
 def test_gradients_of_half_layers_are_of_their_dtype() -> None:
     t = make(0, 9, 8, 2, torch.float32)
     x0, x1 = t["x"].half().requires_grad_(), t["x1"].requires_grad_()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -360,6 +361,30 @@ def test_bfloat16_mixed_precision() -> None:
     assert run.callback_metrics["train_alignment_loss"].dtype == torch.float32
     assert run.callback_metrics["val_source_accuracy"] > 0.9
     assert all(p.dtype == torch.float32 for p in aligner.parameters())
+
+
+@pytest.mark.parametrize("target_forward", ["joint", "separate"])
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_data_of_either_half_under_autocast(
+    dtype: torch.dtype, autocast: torch.dtype, target_forward: Any
+) -> None:
+    """Autocast to the other one refuses ``torch.cat``."""
+    (x, labels), (y, _) = blobs(96, 0.0, 0), blobs(96, 1.5, 1)
+    options = {"layers": ["backbone"], "target_forward": target_forward, "schedule": "constant"}
+    scaler = torch.amp.GradScaler("cpu") if autocast == torch.float16 else None
+    mixed = MixedPrecision("bf16-mixed" if scaler is None else "16-mixed", "cpu", scaler)
+    found = []
+    for kind, plugins in ((torch.float32, []), (dtype, [mixed])):
+        domains = TensorDataset(x.to(kind), labels), TensorDataset(y.to(kind))
+        network = parts() | {"backbone": nn.Flatten(), "bottleneck": nn.Linear(2, 8)}
+        aligner = Aligner(**network, alignment="jan", **options)
+        run = trainer(max_epochs=1, plugins=plugins)
+        run.fit(aligner, DomainPair(*domains, batch_size=32, seed=0))
+        found.append(run.callback_metrics)
+    single, half = found
+    for name in ("train_alignment_loss", "train_task_loss"):
+        assert half[name] == pytest.approx(single[name], rel=2e-2)
 
 
 def test_fast_dev_run_and_predict() -> None:

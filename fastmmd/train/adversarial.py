@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmmd.dtypes import concatenated
 from fastmmd.train.alignments import Activations, Alignment
 
 __all__ = ["AdversarialAlignment", "ConditionalAdversarialAlignment"]
@@ -52,7 +53,7 @@ class AdversarialAlignment(Alignment):
     def forward(self, source: Activations, target: Activations) -> Tensor:
         """The loss of the discriminator, a scalar, with reversed gradients to the features."""
         sides = [self.inputs(side.with_gradient_times(-1.0)) for side in (source, target)]
-        scores = self.discriminator(torch.cat(sides)).flatten()
+        scores = self.discriminator(concatenated(sides)).flatten()
         if scores.dtype != torch.float64:  # half precision under autocast
             scores = scores.float()
         of_source, of_target = scores.split([len(source), len(target)])

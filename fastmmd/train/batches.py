@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from fastmmd.dtypes import concatenated
 from fastmmd.train.evaluation import inputs_and_labels
 
 __all__ = [
@@ -102,7 +102,7 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
                 "target_forward='joint' needs inputs of one shape and dtype in all domains, got"
                 f" {shapes}; 'separate' does not"
             )
-        return torch.cat(list(parts))  # type: ignore[arg-type]
+        return concatenated(parts)  # type: ignore[arg-type]
     keys = list(first)
     if any(set(part) != set(keys) for part in parts):
         raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastmmd import ops
 from fastmmd.checks import CROSS, UNBIASED, check_points
+from fastmmd.dtypes import concatenated
 from fastmmd.functional import fixed_terms
 from fastmmd.joint import product_terms, side_by_side
 from fastmmd.kernels import Kernel
@@ -68,7 +69,7 @@ def global_discrepancy(alignment: Alignment, source: Activations, target: Activa
     labels = iter(gathered[len(tensors) :])
     for i, side in enumerate(sides):
         count = len(side.tensors())
-        rows = [torch.cat(parts) for parts in gathered[i * count : (i + 1) * count]]
+        rows = [concatenated(parts) for parts in gathered[i * count : (i + 1) * count]]
         of_side = None if side.labels is None else torch.cat(next(labels))
         everyone.append(side.replace(rows, of_side))
 
@@ -82,7 +83,7 @@ def global_discrepancy(alignment: Alignment, source: Activations, target: Activa
         parts = gathered[i * len(live) : (i + 1) * len(live)]
         with_own.append(
             everyone[i].replace(
-                [torch.cat(_with_own(p, t)) for p, t in zip(parts, live, strict=True)],
+                [concatenated(_with_own(p, t)) for p, t in zip(parts, live, strict=True)],
                 everyone[i].labels,
             )
         )
@@ -145,12 +146,12 @@ def mmd2_share(
     widths = tuple(t.shape[-1] for t in all_x) if len(parts) > 1 else None
     terms = product_terms(parts) if widths else parts[0]
     own_x, own_y = side_by_side(x), side_by_side(y)
-    everyone = torch.cat([side_by_side(all_x), side_by_side(all_y)])
+    everyone = concatenated([side_by_side(all_x), side_by_side(all_y)])
     size_x, size_y = len(all_x[0]), len(all_y[0])
     columns = torch.zeros(size_x + size_y, 2, dtype=everyone.dtype, device=everyone.device)
     columns[:size_x, 0] = 1
     columns[size_x:, 1] = 1
-    own = scale_gradients([torch.cat([own_x, own_y])], 2.0)[0]
+    own = scale_gradients([concatenated([own_x, own_y])], 2.0)[0]
     # With all of x, with all of y.
     sums = ops.kernel_sum(own, everyone, columns, terms, widths).double()
     sizes = [len(own_x), len(own_y)]
@@ -182,7 +183,7 @@ def gather_rows(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         chosen = [i for i, t in enumerate(tensors) if t.dtype == dtype]
         widths = [math.prod(tensors[i].shape[1:]) for i in chosen]
         sizes = [[c[i] * w for i, w in zip(chosen, widths, strict=True)] for c in counts]
-        flat = torch.cat([tensors[i].reshape(-1) for i in chosen])
+        flat = concatenated([tensors[i].reshape(-1) for i in chosen])
         padded = flat.new_zeros(max(map(sum, sizes)))
         padded[: len(flat)] = flat
         for buffer, size in zip(_all_gather(padded, world), sizes, strict=True):
