@@ -232,6 +232,8 @@ def test_finetuner_rejects(options: dict[str, Any], message: str) -> None:
         (lambda: BalancedSampler([]), "needs labels; got none"),
         (lambda: BalancedSampler([0, 1], 0), "num_samples must be at least 1; got 0"),
         (lambda: BalancedSampler([-1, 1]), "labels must not be negative; got -1"),
+        (lambda: BalancedSampler([0, 1], seed=-3), "seed must not be negative; got -3"),
+        (lambda: BalancedSampler([0, 1], epoch=-1), "epoch must not be negative; got -1"),
         (lambda: GradualUnfreezing(-1), "unfreeze_backbone_at_epoch must not be negative; got -1"),
         (lambda: GradualUnfreezing(1, -2), "every must not be negative; got -2"),
     ],

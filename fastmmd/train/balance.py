@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, WeightedRandomSampler, default_collate
 
 from fastmmd.train.batches import joined
-from fastmmd.train.data import known_labels
+from fastmmd.train.data import check_not_negative, known_labels
 from fastmmd.train.distributed import processes
 from fastmmd.train.shuffling import ProcessShare, new_seed, seed_of
 
@@ -62,6 +62,7 @@ class BalancedOrder(WeightedRandomSampler):
             raise ValueError("BalancedSampler needs labels; got none")
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {num_samples!r}")
+        check_not_negative(seed=seed, epoch=epoch)
         present, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
         if present[0] < 0:
             raise ValueError(f"labels must not be negative; got {int(present[0])}")
@@ -97,7 +98,8 @@ class BalancedSampler(ProcessShare[BalancedOrder]):
         epoch: The epoch to begin with.
 
     Raises:
-        ValueError: There are no labels, or one is negative, or ``num_samples`` is less than 1.
+        ValueError: There are no labels, or one is negative, ``num_samples`` is less than 1, or
+            ``seed`` or ``epoch`` is negative.
 
     Example:
         >>> sampler = BalancedSampler([0] * 90 + [1] * 10, 1000, seed=0)
