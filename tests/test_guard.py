@@ -313,8 +313,14 @@ def test_what_would_stop_the_judge_is_found_out_before_the_training() -> None:
     for loaders, message in (
         ({"source": DataLoader(points, 30), "target": enough}, "with labels; it gives none"),  # type: ignore[arg-type]
         ({"source": unknown(12), "target": enough}, "20 samples with labels to judge by; got 12"),
-        ({"source": few, "target": enough}, "source must have at least 20 samples .*; got 19"),
-        ({"source": enough, "target": few}, "target must have at least 20 samples .*; got 19"),
+        (
+            {"source": few, "target": enough},
+            "source must .* at least 20 samples .* got 19",
+        ),
+        (
+            {"source": enough, "target": few},
+            "target must .* at least 20 samples .* got 19",
+        ),
     ):
         module = aligner()
         with pytest.raises(ValueError, match=message):

@@ -12,9 +12,16 @@ from finetuning import ByTask, several, trainer, tuner
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
-from fastmmd.train import Aligner, DomainPair, FineTuner
+from fastmmd.train import Aligner, BalancedSampler, DomainPair, FineTuner
 from fastmmd.train.checkpoints import EveryEpoch, load_checkpoint
 from fastmmd.train.presence import ClassesSeen
 
@@ -128,6 +135,43 @@ def test_an_epoch_that_is_resumed_in_its_middle_shows_nothing(absent: bool, tmp_
     else:
         run.fit(module, loaders(labels), **resumed)
     assert steps == [2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["sampler", "batch_sampler", "balanced"])
+def test_a_sampler_that_draws_fewer_samples_than_there_are_shows_nothing(kind: str) -> None:
+    labels = torch.tensor([0, 1, 2, 2, 1, 0, 0, 1, 2, 2])
+    data = TensorDataset(torch.randn(10, 4), labels)
+
+    def loader(count: int) -> DataLoader[Any]:
+        if kind == "balanced":
+            return DataLoader(data, 2, sampler=BalancedSampler(labels, count, seed=1))
+        sampler = RandomSampler(data, num_samples=count, generator=torch.Generator())
+        if kind == "sampler":
+            return DataLoader(data, 2, sampler=sampler)
+        return DataLoader(data, batch_sampler=BatchSampler(sampler, 2, drop_last=False))
+
+    assert fit(tuner(num_classes=4), loader(8), max_epochs=1).global_step == 4
+    domains = {"source": loader(8), "target": DataLoader(data, 2)}
+    assert fit(aligner(), CombinedLoader(domains, "max_size_cycle"), max_epochs=1).global_step == 5
+    with pytest.raises(ValueError, match=r"sample of \[3\] of the 4 classes"):
+        fit(tuner(num_classes=4), loader(10), max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    "sampler", [SubsetRandomSampler(range(4)), DistributedSampler([0] * 6, 2, 0)]
+)
+def test_a_sampler_of_a_part_shows_all_of_that(sampler: Any) -> None:
+    data = TensorDataset(torch.randn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0]))
+    with pytest.raises(ValueError, match=r"3\] of the 4 classes"):
+        fit(tuner(num_classes=4), DataLoader(data, 2, sampler=sampler, drop_last=True))
+
+
+def test_few_target_samples_do_not_matter_to_the_classes_of_the_source() -> None:
+    data = TensorDataset(torch.randn(4, 4), torch.tensor([0, 1, 2, 2]))
+    few = DataLoader(data, 2, sampler=RandomSampler(data, num_samples=2))
+    domains = {"source": DataLoader(data, 2), "target": few}
+    with pytest.raises(ValueError, match=r"sample of \[3\] of the 4 classes"):
+        fit(aligner(), CombinedLoader(domains, "max_size_cycle"))
 
 
 def test_loaders_that_end_with_the_shortest_show_nothing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, WeightedRandomSampler, default_collate
 
-from fastmmd.train.batches import joined
+from fastmmd.train.batches import joined, labelled_parts
 from fastmmd.train.data import check_not_negative, known_labels
 from fastmmd.train.distributed import processes
 from fastmmd.train.shuffling import ProcessShare, new_seed, seed_of
@@ -169,14 +169,7 @@ def training_labels(loader: Any) -> Any:
         ValueError: As :func:`labels_of`.
         TypeError: They cannot be looked up before the training.
     """
-    loaders = getattr(loader, "iterables", loader)
-    if isinstance(loaders, Mapping):
-        several = loaders["source"]
-        parts = list(several) if isinstance(several, (list, tuple)) else [several]
-        parts += [loaders["target_labelled"]] if "target_labelled" in loaders else []
-    else:
-        parts = [loaders]
-    datasets: list[Any] = [getattr(part, "dataset", None) for part in parts]
+    datasets: list[Any] = [getattr(part, "dataset", None) for part in labelled_parts(loader)]
     for dataset in datasets:
         countable = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
         if known_labels(dataset) is None and not countable:

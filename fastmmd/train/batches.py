@@ -16,6 +16,7 @@ __all__ = [
     "inputs_of",
     "joined",
     "labelled",
+    "labelled_parts",
     "read_batch",
     "row_count",
 ]
@@ -79,6 +80,16 @@ def labelled(batch: Any) -> tuple[Inputs, Any]:
         return inputs_and_labels(batch)
     pairs = [_pair(name, pair) for name, pair in _pairs_of(batch).items()]
     return joined([pair[0] for pair in pairs]), joined([pair[1] for pair in pairs])
+
+
+def labelled_parts(loader: Any) -> list[Any]:
+    """The loaders of samples with labels, of a loader or of a combination of them by domain."""
+    loaders = getattr(loader, "iterables", loader)
+    if not isinstance(loaders, Mapping):
+        return [loaders]
+    several = loaders.get("source", [])
+    parts = list(several) if isinstance(several, list | tuple) else [several]
+    return parts + [loaders[name] for name in ("target_labelled",) if name in loaders]
 
 
 def row_count(inputs: Inputs) -> int:

@@ -199,7 +199,10 @@ def collect(
             if found_labels is not None:
                 labels.append(found_labels)
     if not batches:
-        raise ValueError("loader must give at least one batch; it gave none: an empty domain?")
+        raise ValueError(
+            "loader must give at least one batch; it gave none: give it samples, or leave drop_last"
+            " away where they are fewer than a batch"
+        )
     if len(labels) not in (0, batches):
         raise ValueError(f"loader gave labels in {len(labels)} of {batches} batches; all or none")
     joined = {name: torch.cat(values) for name, values in parts.items()}

@@ -187,4 +187,7 @@ def _check_enough(name: str, loader: Iterable[Any], task: str | None, labelled: 
         found += count
         if found >= LEAST_SAMPLES:
             return
-    raise ValueError(f"{name} must have at least {LEAST_SAMPLES} {what} to judge by; got {found}")
+    raise ValueError(
+        f"{name} must be a loader that gives at least {LEAST_SAMPLES} {what} to judge by; got"
+        f" {found}: give one of more data, or whose sampler draws more of it"
+    )

@@ -26,7 +26,8 @@ class TransferModule(L.LightningModule):
     Where the labels of all samples are known, that is before the training. Of other data it is the
     first whole epoch that shows it: the training ends then, but only once checkpoints of the epoch
     are made and, if it was the only one, callbacks have had their ``on_fit_end``. An epoch is not
-    whole if it is cut short or resumed in its middle, or if loaders are combined by ``"min_size"``.
+    whole if it is cut short or resumed in its middle, if loaders are combined by ``"min_size"``, or
+    if a sampler draws fewer labelled samples than there are.
 
     Args:
         all_classes: Whether a class without a sample is an error.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import length_hint
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from fastmmd.train.batches import labelled_parts
 from fastmmd.train.evaluation import IGNORED
 
 __all__ = ["ClassesSeen", "absent_classes", "check_labels", "passes_over_all"]
@@ -30,11 +32,25 @@ class ClassesSeen:
 
 
 def passes_over_all(trainer: L.Trainer) -> bool:
-    """Whether an epoch that is neither cut short nor resumed ends no loader before its end."""
+    """Whether an epoch that is neither cut short nor resumed may show all labelled samples.
+
+    It does not where a loader ends before its end, or draws fewer samples than its dataset has.
+    """
     loader: Any = trainer.fit_loop._combined_loader
     shortened = loader._mode == "min_size" and len(loader.flattened) > 1
+    shortened = shortened or any(map(_draws_fewer, labelled_parts(loader)))
     limit = trainer.limit_train_batches
     return isinstance(limit, float) and limit == 1.0 and not shortened
+
+
+def _draws_fewer(loader: Any) -> bool:
+    """Whether the sampler of a loader draws fewer samples at random than its dataset has."""
+    size = length_hint(getattr(loader, "dataset", ()))
+    sampler = getattr(loader, "sampler", None)
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", sampler)
+    # Of a sampler of several processes num_samples is the share of one.
+    drawn: int = getattr(sampler, "total_size", getattr(sampler, "num_samples", size))
+    return drawn < size
 
 
 def absent_classes(
