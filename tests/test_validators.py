@@ -297,6 +297,86 @@ def test_collect_runs_an_aligner() -> None:
     assert outputs.features.shape == (5, 3)
 
 
+class Counting(nn.Module):
+    """A network of any classifier; counts how often it computes features."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+        self.head = head
+        self.calls = 0
+
+    def features(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        return self.body(inputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))
+
+
+class Averaging(Counting):
+    """Looks at other inputs first and last."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        views = (2 * inputs, inputs, -inputs)
+        return torch.stack([self.head(self.features(view)) for view in views]).mean(0)
+
+
+class ByItself(Counting):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.body(inputs))
+
+
+class OfAttribute(Counting):
+    """Its features are a function that it was given."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__(head)
+        self.features = super().features
+
+
+class OfSubmodule(nn.Module):
+    """Its features are a submodule."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.body = self.features = nn.Linear(3, 4)
+        self.head = head
+        self.calls = 0
+        self.features.register_forward_hook(self.count)
+
+    def count(self, *_: Any) -> None:
+        self.calls += 1
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [(Counting, 1), (Averaging, 3), (ByItself, 1), (OfAttribute, 1), (OfSubmodule, 1)],
+)
+def test_collect_computes_features_once(kind: Any, calls: int) -> None:
+    """Also where the classifier changes them in place, and where the loader has one tensor."""
+    torch.manual_seed(0)
+    model = kind(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)))
+    buffer, rows = torch.empty(5, 3), torch.randn(15, 3)
+    outputs = collect(model, (buffer.copy_(part) for part in rows.split(5)), layers=["body"])
+    assert model.calls == 3 * calls
+    assert vars(model).keys() == vars(kind(model.head)).keys()
+    torch.testing.assert_close(outputs.features, model.body(rows).detach())
+    torch.testing.assert_close(outputs.logits, model(rows).detach())
+    if kind is not Averaging:
+        assert torch.equal(outputs.layers["body"], outputs.features)
+
+
+def test_collect_puts_features_back_where_they_fail() -> None:
+    model = Counting(nn.Linear(5, 2))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        collect(model, [torch.zeros(2, 3)])
+    assert "features" not in vars(model)
+
+
 @pytest.mark.parametrize(
     ("loader", "layers", "message"),
     [

@@ -190,8 +190,8 @@ def collect(
             batches += 1
             inputs, of_batch = inputs_and_labels(batch)
             inputs = as_floating(move_data_to_device(inputs, where), dtype)
-            logits = _of_task(module, module(inputs), task)
-            features = module.features(inputs)  # type: ignore[operator]
+            features, outputs = features_and_outputs(module, inputs, found)
+            logits = _of_task(module, outputs, task)
             rows = rows_of(found, layers, len(logits))
             for name, value in {**rows, "features": features, "logits": logits}.items():
                 parts[name].append(value.cpu().to(torch.promote_types(value.dtype, torch.float32)))
@@ -260,6 +260,40 @@ def as_floating(inputs: Any, dtype: torch.dtype | None) -> Any:
     if dtype is None or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return inputs
     return inputs.to(dtype)
+
+
+def features_and_outputs(
+    module: nn.Module, inputs: Any, layers: dict[str, Any]
+) -> tuple[Tensor, Any]:
+    """``module.features(inputs)`` and ``module(inputs)``, in one pass where that makes both.
+
+    Args:
+        module: Has both.
+        inputs: Of a batch.
+        layers: Outputs of submodules that are kept meanwhile; they stay as the features leave them.
+    """
+    features: Any = module.features
+    found: list[Tensor] = []
+
+    def keep(*arguments: Any, **options: Any) -> Any:
+        value = features(*arguments, **options)
+        if len(arguments) == 1 and arguments[0] is inputs and not options:
+            # What follows may change them in place.
+            found[:] = [value.clone()]
+            layers.update({n: t.clone() for n, t in layers.items() if isinstance(t, Tensor)})
+        return value
+
+    own = vars(module)  # which come before methods and submodules
+    before = own.get("features")
+    own["features"] = keep
+    try:
+        outputs = module(inputs)
+    finally:
+        if before is None:
+            del own["features"]
+        else:
+            own["features"] = before
+    return found[0] if found else features(inputs), outputs
 
 
 @contextmanager
