@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 import fastmmd as fm
@@ -569,6 +571,34 @@ def test_output(columns: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert min(pictures(output / "compare.png")) > 900
     assert main(["compare", *files, "--output", str(output)]) == 0
     assert f"Written to {output}: compare.json, compare.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_legends_lie_where_no_data_does(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    def draw(figure: Figure, path: Path) -> None:
+        figure.savefig(path)
+        drawn.append(figure)
+
+    monkeypatch.setattr("fastmmd.compare.figures.save", draw)
+    rng = np.random.default_rng(0)
+    files = [str(tmp_path / f"{name}.npy") for name in "ab"]
+    for file in files:
+        np.save(file, rng.normal(size=(50, columns)))
+    assert main(["compare", *files, "--output", str(tmp_path / "out")]) == 0
+    null, *others = (panel for panel in drawn[0].axes if panel.get_legend() is not None)
+    boxes = [panel.get_legend().get_window_extent() for panel in (null, *others)]
+    bars = max(bar.get_window_extent().y1 for bar in null.patches)
+    assert boxes[0].y0 > bars
+    assert len(others) == 2
+    for panel, box in zip(others, boxes[1:], strict=True):
+        inside, name = panel.get_window_extent(), panel.get_title(loc="left")
+        (title,) = (text for text in panel.findobj(Text) if text.get_text() == name)
+        assert inside.y1 <= box.y0 < box.y1 <= title.get_window_extent().y0 + 1
+        assert inside.x0 <= box.x0 < box.x1 <= inside.x1
 
 
 def test_nothing_is_half_written(

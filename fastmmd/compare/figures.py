@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -28,7 +30,8 @@ _MOST_POINTS = 2000  # of each table in the scatter plot: more hide each other
 
 def picture(path: Path, comparison: Comparison) -> None:
     """Draws the four panels to a PNG file."""
-    figure = new_figure(10.0, 7.6)
+    figure = new_figure(10.0, 7.8)
+    figure.set_layout_engine("constrained", h_pad=0.09)
     (null, witness), (columns, plane) = figure.subplots(2, 2)
     draw_null(null, comparison)
     draw_witness(witness, comparison)
@@ -69,7 +72,6 @@ def draw_null(panel: Axes, comparison: Comparison) -> None:
 
 def draw_witness(panel: Axes, comparison: Comparison) -> None:
     """The witness function over the one column, or its values at the rows of both tables."""
-    panel.set_title("Witness: where each file has more", loc="left", fontsize=11)
     if comparison.shown_a.shape[1] == 1:
         draw_witness_function(panel, comparison)
     else:
@@ -84,11 +86,10 @@ def draw_witness(panel: Axes, comparison: Comparison) -> None:
             panel.hist(sample, bins=bins, weights=weights, color=colour, histtype="step", lw=1.5,
                        label=label)  # fmt: skip
         panel.axvline(0, color=DARK, lw=0.8)
-        panel.set_ylim(0, 1.15 * panel.get_ylim()[1])
         panel.set_xlabel("witness    (← B denser,   A denser →)")
         panel.set_ylabel("% of the rows")
     tidy(panel)
-    panel.legend(frameon=False, fontsize=8.5)
+    entitle(panel, "Witness: where each file has more", panel.get_legend_handles_labels()[0])
 
 
 def draw_witness_function(panel: Axes, comparison: Comparison) -> None:
@@ -99,7 +100,6 @@ def draw_witness_function(panel: Axes, comparison: Comparison) -> None:
     for sample, colour, label in ((a, BLUE, "A"), (b, ORANGE, "B")):
         weights = np.full(len(sample), 100 / len(sample))
         panel.hist(sample, bins=bins, weights=weights, color=colour, alpha=0.35, lw=0, label=label)
-    panel.set_ylim(0, 1.25 * panel.get_ylim()[1])
     panel.set_xlabel(short(comparison.a.labels[0]))
     panel.set_ylabel("% of the rows")
     curve = panel.twinx()
@@ -168,13 +168,13 @@ def draw_plane(panel: Axes, comparison: Comparison) -> None:
     panel.set_xlabel(short(labels[chosen[0]]))
     if len(chosen) == 2:
         panel.set_ylabel(short(labels[chosen[1]]))
-        panel.set_title("Rows in the two columns that differ most", loc="left", fontsize=11)
+        title = "Rows in the two columns that differ most"
     else:
         panel.set_yticks([0, 1], ["A", "B"])
         panel.set_ylim(1.6, -0.6)
-        panel.set_title("Rows, coloured by the witness", loc="left", fontsize=11)
+        title = "Rows, coloured by the witness"
     tidy(panel)
-    panel.legend(handles=handles, framealpha=0.85, edgecolor="none", fontsize=8.5)
+    entitle(panel, title, handles)
     bar = panel.figure.colorbar(colours, ax=panel, pad=0.02, aspect=30)
     bar.set_ticks([-reach, 0, reach], labels=["B denser", "0", "A denser"])
     bar.ax.tick_params(labelsize=8)
@@ -195,6 +195,13 @@ def short(text: str, most: int = 28) -> str:
     """A name that fits, without what would be read as mathematics."""
     text = text if len(text) <= most else text[: most - 1] + "…"
     return text.replace("$", r"\$")
+
+
+def entitle(panel: Axes, title: str, handles: Sequence[Artist]) -> None:
+    """A title, and between that and the panel a legend, where no data lies."""
+    panel.set_title(title, loc="left", fontsize=11, pad=20)
+    panel.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles),
+                 frameon=False, fontsize=8.5, borderaxespad=0, borderpad=0.2)  # fmt: skip
 
 
 def tidy(panel: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
