@@ -43,4 +43,6 @@ def test_all_lanes_make_the_same_steps(name: str) -> None:
 def test_the_page_has_what_was_measured(repository: Path) -> None:
     results = repository / "benchmarks/results/amd-epyc-zen5-avx512-4-threads"
     record = json.loads((results / "trainer.json").read_text())
-    assert trainer.table(record) in (repository / "docs/train.md").read_text()
+    page = (repository / "docs/train.md").read_text()
+    assert trainer.table(record) in page
+    assert trainer.shares(record) in page
