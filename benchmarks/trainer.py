@@ -269,7 +269,7 @@ def added(lane: list[float], loop: list[float]) -> dict[str, float]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Of a record, in milliseconds: median steps, and what trainer and Lightning add to the loop."""
+    """Of a record, in milliseconds: median steps, and what is added to those of the loop."""
     lines = [
         "| trainer | network | trainer | Lightning | loop | trainer adds | Lightning adds |",
         "|---|---|---|---|---|---|---|",
@@ -288,11 +288,11 @@ def table(record: dict[str, Any]) -> str:
 
 def shares(record: dict[str, Any]) -> str:
     """What trainers add to a step of the demo's network, by what they add to one of a layer."""
-    return ", ".join(
-        f"{100 * found['layer']['added']['trainer']['median'] / found['demo']['step']['loop']:.1f} %"
-        f" (`{name}`)"
-        for name, found in record["subjects"].items()
-    )
+    parts = []
+    for name, found in record["subjects"].items():
+        share = found["layer"]["added"]["trainer"]["median"] / found["demo"]["step"]["loop"]
+        parts.append(f"{100 * share:.1f} % (`{name}`)")
+    return ", ".join(parts)
 
 
 def main() -> None:

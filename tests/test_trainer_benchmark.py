@@ -27,9 +27,10 @@ def _double_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize("kind", trainer.NETWORKS)
 @pytest.mark.parametrize("name", trainer.SUBJECTS)
-def test_all_lanes_make_the_same_steps(name: str) -> None:
-    subject, first = trainer.SUBJECTS[name], trainer.Network()
+def test_all_lanes_make_the_same_steps(name: str, kind: str) -> None:
+    subject, first = trainer.SUBJECTS[name], trainer.Network(kind)
     networks = {lane: copy.deepcopy(first) for lane in trainer.LANES}
     assert {lane: len(steps) for lane, steps in trainer.epoch(networks, subject).items()} == (
         dict.fromkeys(trainer.LANES, 3)
