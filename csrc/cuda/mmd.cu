@@ -41,7 +41,7 @@ constexpr int row_threads = 256;
 // With v_i = sum_j g_ij z_j, to the gradient of the row as it was given: one warp a row. Of kernels
 // that are not radial v_i lacks the centre, times sum_j g_ij.
 template <Operand operand, class T>
-__global__ void __launch_bounds__(row_threads)
+__global__ void __launch_bounds__(row_threads, 4)
     finish_rows_kernel(Points<T> points, Sample x, Sample y, Dtype dtype, T* v_x, T* v_y, int64_t d,
                        bool may_vanish) {
   const int64_t row = int64_t(blockIdx.x) * (row_threads / 32) + threadIdx.x / 32;
