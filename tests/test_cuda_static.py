@@ -29,8 +29,6 @@ SPILLS = {
     ("90a", "count_kernel<Simt<float64, 64, 4>>"): 8,
     ("75", "feature_slopes_kernel<Simt<float64, 64, 4>>"): 8,
     ("80", "feature_slopes_kernel<Simt<float64, 64, 4>>"): 8,
-    ("75", "sign_forms_kernel<ValueTiles<float, true>>"): 8,
-    ("80", "sign_forms_kernel<ValueTiles<float, true>>"): 8,
     ("120", "sign_forms_kernel<ValueTiles<float, true>>"): 8,
     ("100", "tile_kernel<Simt<float64, 64, 4>, true, true>"): 8,
     # gradients of Gaussians, two blocks of which share the registers
