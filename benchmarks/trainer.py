@@ -39,7 +39,7 @@ from fastmmd.demo.experiment import CLASSES, FEATURES, modules, quiet_lightning
 from fastmmd.train import Aligner, DomainPair, FineTuner, alignment_weight
 
 BATCH = 256  # images of a step: of one domain, or half of each of two
-STEPS = 12  # of a turn
+STEPS = 12  # of an epoch
 LANES = ("trainer", "lightning", "loop")
 NETWORKS = {"demo": "the demo's", "layer": "one layer"}
 RATE = 1e-3
