@@ -28,8 +28,9 @@ from fastmmd.ops._roads import (
     panels,
     road,
     target,
+    weights,
 )
-from fastmmd.terms import COSINE, ENERGY, GAUSSIAN, LAPLACIAN, MATERN_5_2
+from fastmmd.terms import COSINE, ENERGY, GAUSSIAN, LAPLACIAN, MATERN_5_2, POLYNOMIAL
 
 ALL = "75 80 90a 100 120 120-ptx"
 TURING = Device((7, 5), ALL, 64 << 10, 4 << 20)
@@ -293,6 +294,14 @@ def test_fused() -> None:
     assert refused[:3] == ("panels", MMA, TF32)
 
 
+def test_fused_rounds_no_weights_of_inner_products() -> None:
+    polynomial = {"families": (POLYNOMIAL,), "widths": (64,)}
+    for device in (AMPERE, HOPPER):
+        assert choose(device=device, **polynomial).mode == "fused"  # type: ignore[arg-type]
+        found = choose(device=device, setting="high", **polynomial)  # type: ignore[arg-type]
+        assert (found.mode, found.operand) == ("panels", TF32)
+
+
 def test_fused_beside_wgmma() -> None:
     assert choose(widths=(64,), setting="high") == ("fused", MMA, TF32, 0)
     assert choose(widths=(65,), setting="high")[:3] == ("panels", CLUSTERS, TF32)
@@ -302,7 +311,7 @@ def test_fused_beside_wgmma() -> None:
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_few_points_have_the_accuracy_of_float32(setting: str, dtype: torch.dtype) -> None:
-    """Where "small" has refused them, if that costs little and a panel does not undo it."""
+    """Where "small" has refused them."""
     few = {"n": 1000, "m": 24, "widths": (256,), "setting": setting, "dtype": dtype}
     refused = {"modes": ("fused", "panels", "values")}
     for device in (AMPERE, HOPPER):
@@ -310,10 +319,11 @@ def test_few_points_have_the_accuracy_of_float32(setting: str, dtype: torch.dtyp
         assert found == ("fused", MMA, TF32X3, 0)
         found = choose(device=device, needs=NOTHING, **few, **refused)  # type: ignore[arg-type]
         assert found[:3] == ("values", MMA, TF32X3)
-    for other in ({"n": 1001}, {"widths": (257,)}, {"needs": (True,) * 6}):
-        found = choose(**few | refused | other)  # type: ignore[arg-type]
-        exact = setting == "highest" and dtype == torch.float32
-        assert found.mode != "panels" or (found.operand == TF32X3) == exact
+        for other in ({"widths": (2048,)}, {"needs": (True,) * 6}, {"families": (COSINE,)}):
+            found = choose(device=device, **few | refused | other)  # type: ignore[arg-type]
+            assert found[:3] == ("panels", MMA, TF32X3)
+    found = choose(**few | refused | {"n": 1001, "families": (COSINE,)})  # type: ignore[arg-type]
+    assert (found.operand == TF32X3) == (setting == "highest" and dtype != torch.bfloat16)
 
 
 @pytest.mark.parametrize("widths", [(64,), (512,)])
@@ -327,22 +337,55 @@ def test_values(widths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operand", "l2", "factors", "side"),
+    ("weight_bytes", "l2", "side"),
     [
-        (TF32, 50 << 20, 1, 2816),  # 30 MiB
-        (BFLOAT16, 50 << 20, 1, 4096),
-        (FLOAT64, 50 << 20, 1, 2048),
-        (FLOAT32, 50 << 20, 4, 1408),
-        (FLOAT32, 4 << 20, 1, 768),
-        (FLOAT32, 0, 1, 128),
+        (4, 50 << 20, 2816),  # 30 MiB
+        (2, 50 << 20, 4096),
+        (8, 50 << 20, 2048),
+        (16, 50 << 20, 1408),
+        (4, 4 << 20, 768),
+        (4, 0, 128),
     ],
 )
-def test_panels_fit_the_cache(operand: int, l2: int, factors: int, side: int) -> None:
-    found = panel_side(operand, l2, factors)
+def test_panels_fit_the_cache(weight_bytes: int, l2: int, side: int) -> None:
+    found = panel_side(weight_bytes, l2)
     assert found == side
     assert found % 128 == 0
-    bytes_ = found**2 * _roads._BYTES[operand] * factors
-    assert bytes_ <= min(32 << 20, max(l2 * 2 / 3, 128**2 * 4))
+    assert found**2 * weight_bytes <= min(32 << 20, max(l2 * 2 / 3, 128**2 * 4))
+
+
+@pytest.mark.parametrize(
+    ("operand", "setting", "device", "families", "found"),
+    [
+        (TF32, "high", HOPPER, (GAUSSIAN, LAPLACIAN), (TF32, False, False)),
+        (BFLOAT16, "highest", HOPPER, (GAUSSIAN,), (BFLOAT16, False, False)),
+        (TF32X3, "highest", HOPPER, (GAUSSIAN,), (FLOAT32, False, False)),
+        (TF32X3, "high", HOPPER, (GAUSSIAN,), (FLOAT32, True, True)),
+        (FLOAT32, "medium", ADA, (GAUSSIAN, COSINE), (FLOAT32, True, True)),
+        (FLOAT32, "medium", TURING, (GAUSSIAN, COSINE), (FLOAT32, False, False)),
+        (TF32, "high", AMPERE, (COSINE,), (FLOAT32, True, False)),
+        (TF32, "highest", AMPERE, (COSINE,), (FLOAT32, False, False)),
+        (BFLOAT16, "highest", AMPERE, (POLYNOMIAL,), (FLOAT32, True, False)),
+        (FLOAT64, "high", HOPPER, (COSINE,), (FLOAT64, False, False)),
+    ],
+)
+def test_weights(
+    operand: int,
+    setting: str,
+    device: Device,
+    families: tuple[int, ...],
+    found: tuple[int, bool, bool],
+) -> None:
+    """What PyTorch or the dtype of the points would round is split."""
+    assert weights(operand, setting, device, families) == found
+
+
+def test_panels_leave_room_for_terms() -> None:
+    for setting, bytes_ in (("highest", 4), ("high", 8)):
+        found = choose(n=500, m=500, families=(COSINE,), setting=setting, modes=("panels",))
+        assert found.panel_rows == panel_side(bytes_, HOPPER.l2_bytes)
+    found = choose(widths=(3, 4, 5), families=(GAUSSIAN,) * 3, setting="high")
+    assert found.panel_rows == panel_side(16, HOPPER.l2_bytes)
 
 
 @pytest.mark.parametrize("side", [128, 384, 4096])
@@ -398,7 +441,7 @@ def test_panels_of_a_sum_across_are_across() -> None:
 def test_features(
     dtype: torch.dtype, setting: str, device: Device, products: int, operand: int
 ) -> None:
-    side = panel_side(operand, device.l2_bytes)
+    side = panel_side(_roads._BYTES[operand], device.l2_bytes)
     found = feature_road(dtype, setting, device)
     assert found == Road("panels", products, operand, side)
 

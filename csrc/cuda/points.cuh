@@ -133,6 +133,11 @@ struct Stored<Operand::bfloat16> {
   static __device__ bfloat16_t round(float x) { return {round_bf16(x)}; }
 };
 
+// Of numbers that are stored as they are computed with.
+template <class T>
+constexpr Operand exact_operand =
+    std::is_same<T, double>::value ? Operand::float64 : Operand::float32;
+
 __device__ inline float value_of(float x) { return x; }
 __device__ inline double value_of(double x) { return x; }
 __device__ inline float value_of(half_t x) { return from_half(x.bits); }

@@ -10,8 +10,7 @@ template <class T>
 constexpr int product_tile = sizeof(T) == 8 ? 16 : 32;
 
 template <class T>
-using ProductSimt = Simt<sizeof(T) == 8 ? Operand::float64 : Operand::float32, product_tile<T>,
-                         product_tile<T> / 16>;
+using ProductSimt = Simt<exact_operand<T>, product_tile<T>, product_tile<T> / 16>;
 
 template <class T>
 constexpr int product_shared_bytes(int num_factors) {
@@ -103,7 +102,7 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
         stage[P::row(e) * stage_stride<T, tile>() + P::column(e)] =
             silent(e) ? T(0) : T(2 * C) * others(-1, e);
       __syncthreads();
-      add_potentials<tile>(stage, sides, args, at, points.num_moving);
+      add_potentials<tile>(stage, sides, args, at);
     }
     for (int l = 0; l < L; ++l) {
       const bool radial = points.factors[l].geometry == Geometry::radial;
@@ -130,7 +129,7 @@ __global__ void __launch_bounds__(ProductSimt<T>::threads, 1)
           __syncthreads();
         }
         write_tile<P::operand, tile>(stage, args, at, args.w[l]);
-        if (points.has_pulls(l)) write_sums<tile>(stage, args, at, l);
+        if (points.has_pulls(l)) add_pulls<tile>(stage, args, at, l);
       }
     }
   }

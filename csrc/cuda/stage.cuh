@@ -12,7 +12,8 @@ struct TileArgs {
   int64_t row, rows, column, columns;  // the rectangle, in packed rows
   bool triangle;                       // only tiles with I <= J, which stand for (J, I) too
   double copies;                       // of other rectangles: 2 if the mirror is meant as well
-  void* w[max_factors];  // [rows, columns] gradient weights in operand type; null if not wanted
+  // [rows, columns] gradient weights, of distances in operand type, else in T; null if not wanted.
+  void* w[max_factors];
   // Sums over a tile's columns, and over its rows, of gradient weights for each factor and, last,
   // of 2 C a_j k_ij: [quantities][columns / tile][rows] and [quantities][rows / tile][columns].
   T* row_parts;
@@ -117,10 +118,12 @@ __device__ void write_tile(const T* stage, const TileArgs<T>& args, const Tile& 
   }
 }
 
-// The sums of a staged tile over columns to the row parts, and over rows to the column parts if
-// there are any. All threads call it.
-template <int tile, class T>
-__device__ void write_sums(const T* stage, const TileArgs<T>& args, const Tile& at, int quantity) {
+// The sums over columns of what is staged to the row parts, and over rows to the column parts if
+// there are any; `weight(side, i)` is that of a column (side 1) or row in them. All threads call
+// it.
+template <int tile, class T, class Weight>
+__device__ __forceinline__ void write_sums(const T* stage, const TileArgs<T>& args, const Tile& at,
+                                           int quantity, const Weight& weight) {
   constexpr int stride = stage_stride<T, tile>();
   const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
   for (int r = threadIdx.x; r < 2 * tile; r += blockDim.x) {
@@ -129,13 +132,28 @@ __device__ void write_sums(const T* stage, const TileArgs<T>& args, const Tile& 
     const int place = r % tile;
     T sum = 0;
     for (int other = 0; other < tile; ++other)
-      sum += column ? stage[other * stride + place] : stage[place * stride + other];
+      sum += weight(!column, other) *
+             (column ? stage[other * stride + place] : stage[place * stride + other]);
     if (column)
       args.column_parts[(quantity * (args.rows / tile) + i0 / tile) * args.columns + j0 + place] =
           sum;
     else
       args.row_parts[(quantity * (args.columns / tile) + j0 / tile) * args.rows + i0 + place] = sum;
   }
+}
+
+// Of gradient weights for factor l.
+template <int tile, class T>
+__device__ void add_pulls(const T* stage, const TileArgs<T>& args, const Tile& at, int l) {
+  write_sums<tile>(stage, args, at, l, [](int, int) { return T(1); });
+}
+
+// Of 2 C k_ij.
+template <int tile, class T>
+__device__ void add_potentials(const T* stage, const Sides<T, tile>& sides, const TileArgs<T>& args,
+                               const Tile& at) {
+  write_sums<tile>(stage, args, at, args.points.num_moving,
+                   [&](int side, int i) { return sides.weights[side][i]; });
 }
 
 // Two neighbouring weights of a row to the stage, rounded to the operand.
@@ -169,12 +187,12 @@ __device__ __forceinline__ void unpack(const uint4& words, T (&values)[count]) {
   }
 }
 
-// A tile of gradient weights in shared memory: to the panel, and where `sums`, their sums over
-// columns to the row parts and over rows to the column parts, if there are any. All threads call
-// it; the stage may be written again after the next barrier.
+// A tile of gradient weights in shared memory: to the panel, and their sums over columns to the row
+// parts and over rows to the column parts, if there are any. All threads call it; the stage may be
+// written again after the next barrier.
 template <Operand operand, int tile, int threads, class E, class T>
 __device__ __forceinline__ void write_weights(E* stage, const TileArgs<T>& args, const Tile& at,
-                                              void* w, bool sums) {
+                                              void* w) {
   constexpr int stride = stage_stride<E, tile>();
   constexpr int vector = 16 / int(sizeof(E)), vectors = tile / vector, rows = threads / vectors;
   static_assert(vectors <= 32 && threads % vectors == 0 && tile % rows == 0);
@@ -189,7 +207,6 @@ __device__ __forceinline__ void write_weights(E* stage, const TileArgs<T>& args,
     const uint4 words = *reinterpret_cast<const uint4*>(stage + (step * rows + first) * stride + j);
     ptx::store16(to, words);
     to += rows * args.columns;
-    if (!sums) continue;
     T weights[vector], of_row = 0;
     unpack<operand>(words, weights);
 #pragma unroll
@@ -202,7 +219,7 @@ __device__ __forceinline__ void write_weights(E* stage, const TileArgs<T>& args,
       of_row += __shfl_xor_sync(0xffffffffu, of_row, lane);
     if (j == 0) row_sums[step * rows] = of_row;
   }
-  if (!sums || !args.column_parts) return;
+  if (!args.column_parts) return;
   T* const parts = reinterpret_cast<T*>(stage);
   __syncthreads();
 #pragma unroll
@@ -213,29 +230,6 @@ __device__ __forceinline__ void write_weights(E* stage, const TileArgs<T>& args,
 #pragma unroll
     for (int part = 0; part < rows; ++part) sum += parts[part * tile + column];
     args.column_parts[i0 / tile * args.columns + j0 + column] = sum;
-  }
-}
-
-// The weighted sums of a staged tile of 2 C k_ij, in the place of quantity `quantity`.
-template <int tile, class T>
-__device__ void add_potentials(const T* stage, const Sides<T, tile>& sides, const TileArgs<T>& args,
-                               const Tile& at, int quantity) {
-  constexpr int stride = stage_stride<T, tile>();
-  const int64_t i0 = at.I - args.row, j0 = at.J - args.column;
-  for (int r = threadIdx.x; r < 2 * tile; r += blockDim.x) {
-    const bool column = r >= tile;
-    if (column && !args.column_parts) continue;
-    const int at_side = r % tile;
-    T sum = 0;
-    for (int other = 0; other < tile; ++other)
-      sum += sides.weights[!column][other] *
-             (column ? stage[other * stride + at_side] : stage[at_side * stride + other]);
-    if (column)
-      args.column_parts[(quantity * (args.rows / tile) + i0 / tile) * args.columns + j0 + at_side] =
-          sum;
-    else
-      args.row_parts[(quantity * (args.columns / tile) + j0 / tile) * args.rows + i0 + at_side] =
-          sum;
   }
 }
 

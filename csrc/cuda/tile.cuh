@@ -31,7 +31,8 @@
 // weights g are those of the CPU's tile loop: with C a_i a_j k the pair's part of the sum over all
 // ordered pairs, g = -4 C a_i a_j k'(D), or 2 C a_i a_j k'(u) for inner products; then
 // v_i = sum_j g_ij z_j, less z_i sum_j g_ij for distances, and more by the centre times that sum
-// for inner products.
+// for inner products. Weights of distances are rounded to the operand. Those of inner products are
+// not, as there most of a gradient may cancel, whoever multiplies them with the rows.
 #pragma once
 
 #include <type_traits>
@@ -393,16 +394,14 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
           stage[place(e)] = is_silent(e) ? T(0) : T(2 * C) * k;
         }
         __syncthreads();
-        add_potentials<tile>(stage, sides, args, at, points.num_moving);
+        add_potentials<tile>(stage, sides, args, at);
         __syncthreads();
       }
       for (int e = 0; e < elements; e += 2) {
         const T g[2] = {element(e, statistic(e)), element(e + 1, statistic(e + 1))};
-        put(e, g);
-        if (gradient && centred) {
-          statistics[place(e)] = g[0];
-          statistics[place(e + 1)] = g[1];
-        }
+        if (radial) put(e, g);
+        else
+          for (int c = 0; c < 2; ++c) statistics[place(e + c)] = g[c];
       }
     }
     sum = warp_sum(sum);
@@ -413,13 +412,13 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
         erase_near<tile>(args, at, 0, weights);
         __syncthreads();
       }
-      write_weights<Products::operand, tile, Products::threads>(weights, args, at, args.w[0],
-                                                                radial);
-      // Of the weights before they were rounded: the centre may be far longer than the rows that
-      // the panel is multiplied with.
-      if constexpr (!gaussian)
-        if (centred)
-          write_sums<tile>(reinterpret_cast<const T*>(shared + Shared::first), args, at, 0);
+      if (radial) {
+        write_weights<Products::operand, tile, Products::threads>(weights, args, at, args.w[0]);
+      } else if constexpr (!gaussian) {
+        const T* const unrounded = reinterpret_cast<const T*>(shared + Shared::first);
+        write_tile<exact_operand<T>, tile>(unrounded, args, at, args.w[0]);
+        if (centred) add_pulls<tile>(unrounded, args, at, 0);
+      }
     }
   }
   meet();  // also: no block ends before the others of its cluster are done with its barriers

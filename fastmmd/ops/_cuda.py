@@ -29,6 +29,8 @@ _STORED = {
     _roads.TF32X3: torch.float32,
 }
 _ALIGNED = 256  # bytes
+_TF32_BITS = -(1 << 13)  # of a float32 number
+_HALF_A_TF32 = 1 << 12  # of the last of them
 _SLICE_BYTES = 8 << 20  # of operands that are widened for a product
 
 
@@ -142,7 +144,9 @@ class _Call:
         self.widths, self.estimator = constants[0], constants[5]
         self.scratch: Tensor | None = None
         self.z: list[Tensor] = []
-        self.w: Tensor | None = None
+        self.w: Sequence[Tensor] = ()
+        self.terms: Sequence[Tensor] = ()
+        self.split_points = False
 
     def make(self, road: Road, b: int, count: int = 1) -> Any:
         """The native object of the passes of element b, or of ``count`` elements from there."""
@@ -222,31 +226,24 @@ class _Call:
         pieces = _roads.panels(n, m, self.estimator, road.panel_rows)
         _, most, _, columns = max(pieces, key=lambda piece: piece[1] * piece[3])
         room = self._give_scratch(native, native.workspace(), native.panel_workspace(most, columns))
-        device = self.inputs[0].device
-        if self.w is None:
-            self.w = torch.empty(
-                (moving, most * columns), dtype=_STORED[road.operand], device=device
-            )
-        room_of_w = list(self.w)
+        if not self.w:
+            self._give_weights(road, most * columns)
         v = [  # of x and y
             None if v is None else (v[b] if self.batched else v).zero_() for v in self.outputs[1:3]
         ]
         second = _roads.round_up(n, _roads.BLOCK_ROWS)  # the first packed row of y
         native.begin()
-        addresses = [of.data_ptr() for of in room_of_w]
+        addresses = [of.data_ptr() for of in self.w]
+        terms = [split_tf32(z) if self.split_points else (z,) for z in self.z[:moving]]
 
         # Panels share sides and shapes: what looks at a part of a tensor takes the host its time.
         @functools.cache
         def side(row: int, rows: int) -> _Side:
-            return _Side(v, self.z, widths[:moving], row, rows, second)
+            return _Side(v, terms, widths[:moving], row, rows, second)
 
         @functools.cache
-        def weights(
-            rows: int, columns: int, first: int, mirror: int
-        ) -> list[tuple[Tensor, Tensor]]:
-            """Of a panel of that shape: its first rows, and its first columns as rows."""
-            w = [of[: rows * columns].view(rows, columns) for of in room_of_w]
-            return [(of[:first], of[:, :mirror].T) for of in w]
+        def weights(rows: int, columns: int, first: int, mirror: int) -> list[_Weights]:
+            return [_Weights(of, rows, columns, first, mirror, self.terms) for of in self.w]
 
         for row, rows, column, columns in pieces:
             first, other = side(row, rows), side(column, columns)
@@ -256,22 +253,71 @@ class _Call:
             native.panel(row, rows, column, columns, addresses if wanted else [], room)
             if not wanted:
                 continue
-            w = weights(rows, columns, first.count, mirror)
-            for k, (of, mirrored) in enumerate(w):
+            for k, w in enumerate(weights(rows, columns, first.count, mirror)):
+                w.split()
                 if first.count:
-                    add_product(first.v[k], of, other.z[k])
+                    add_products(first.v[k], w.rows, other.z[k])
                 if mirror:
-                    add_product(other.v[k], mirrored, first.z[k])
+                    add_products(other.v[k], w.columns, first.z[k])
         native.finish()
+
+    def _give_weights(self, road: Road, size: int) -> None:
+        """Room for the weights of a panel, and for the terms of those of one factor."""
+        families, constant = self.constants[2], self.constants[7]
+        device = self.inputs[0].device
+        how = _roads.weights(
+            road.operand, _roads.precision(), device_of(stream_of(self.inputs[0])[1]), families
+        )
+        self.w = torch.empty(
+            (len(self.widths) - constant, size), dtype=_STORED[how.stored], device=device
+        ).unbind()
+        self.split_points = how.split_points
+        if how.split:
+            dtype = self.z[0].dtype
+            count = self.w[0].element_size() // dtype.itemsize
+            self.terms = torch.empty((count, size), dtype=dtype, device=device).unbind()
+
+
+class _Weights:
+    """A panel of gradient weights, and its parts that are factors of matrix products."""
+
+    def __init__(
+        self,
+        room: Tensor,
+        rows: int,
+        columns: int,
+        first: int,
+        mirror: int,
+        terms: Sequence[Tensor],
+    ) -> None:
+        self.w, *self.terms = (t[: rows * columns].view(rows, columns) for t in (room, *terms))
+        # What is left of float32 weights stays in their place.
+        factors = [*self.terms, self.w][:2] if self.terms else [self.w]
+        # Its first rows, and its first columns as rows.
+        self.rows = [t[:first] for t in factors]
+        self.columns = [t[:, :mirror].T for t in factors]
+
+    def split(self) -> None:
+        """To terms of the dtype of the points, or of TF32, if there are to be any."""
+        if not self.terms:
+            return
+        upper, *lower = self.terms
+        if upper.dtype == self.w.dtype:
+            round_to_tf32(self.w, upper)
+        else:
+            upper.copy_(self.w)
+        self.w -= upper
+        for t in lower:
+            t.copy_(self.w)
 
 
 class _Side:
-    """Packed rows [first, first + count) of one sample, by factor; rows of v that exist."""
+    """Terms of the packed rows of a part of one sample, by factor; rows of v that exist."""
 
     def __init__(
         self,
         v: Sequence[Tensor | None],
-        z: Sequence[Tensor],
+        z: Sequence[Sequence[Tensor]],
         widths: Sequence[int],
         first: int,
         count: int,
@@ -279,7 +325,10 @@ class _Side:
     ) -> None:
         domain = int(first >= second)
         of, at = v[domain], first - domain * second
-        self.z = [t[first : first + count, :d] for t, d in zip(z, widths, strict=False)]
+        self.z = [
+            [t[first : first + count, :d] for t in terms]
+            for terms, d in zip(z, widths, strict=True)
+        ]
         ends = itertools.accumulate(widths)
         parts = [slice(end - d, end) for end, d in zip(ends, widths, strict=True)]
         self.v = [] if of is None else [of[at : at + count, part] for part in parts]
@@ -304,6 +353,26 @@ def packed(
         )
         for d in widths
     ]
+
+
+def round_to_tf32(t: Tensor, out: Tensor) -> Tensor:
+    """To ``out``: float32 numbers rounded to the 11 bits that PyTorch may leave of factors."""
+    bits = torch.add(t.view(torch.int32), _HALF_A_TF32, out=out.view(torch.int32))
+    bits &= _TF32_BITS
+    return out
+
+
+def split_tf32(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Two terms of TF32, but for the last bit of the lower one."""
+    upper = round_to_tf32(t, torch.empty_like(t))
+    return upper, t - upper
+
+
+def add_products(v: Tensor, w: Sequence[Tensor], z: Sequence[Tensor]) -> None:
+    """``v += sum(w) @ sum(z)``, without the product of two lower terms."""
+    for i, of in enumerate(w):
+        for points in z[: max(len(z) - i, 1)]:
+            add_product(v, of, points)
 
 
 def add_product(v: Tensor, w: Tensor, z: Tensor) -> None:

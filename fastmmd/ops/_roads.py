@@ -3,8 +3,7 @@
 A road is a mode and what makes the inner products of its tiles. The modes:
 
 - ``"small"``: up to 1024 points, two launches for everything, with float32 accuracy always: there
-  the launches cost more than the arithmetic. ``"fused"`` and ``"values"`` of as few points with up
-  to 256 features keep to that accuracy;
+  the launches cost more than the arithmetic. As few points have that accuracy on all roads;
 - ``"fused"``: rows of up to 256 features, 64 where there is wgmma, the gradient made from tiles
   that are still in registers;
 - ``"panels"``: gradient weights of a rectangle of pairs, sized to the L2 cache, and matrix products
@@ -18,6 +17,11 @@ The products: multiply-adds of each thread (``SIMT``), which take everything; te
 take kernels of one factor of float32 and half points. Their operands follow the precision that
 PyTorch is told to multiply float32 matrices with; half points are multiplied as they are, where
 their range allows it.
+
+The gradient weights of a panel are rounded to the operand where the kernel is one of distances, as
+their sums, which the points are multiplied with, are then of the same numbers. Those of inner
+products and of products of kernels are not: most of a gradient may cancel. What PyTorch would round
+in their stead is split into two terms.
 
 Random features have modes of their own: ``"panels"`` of slopes, for frequencies that are given, and
 ``"transforms"``, for structured ones, which single threads make.
@@ -39,6 +43,7 @@ from fastmmd.terms import (
     INVERSE_MULTIQUADRIC,
     MATERN_3_2,
     MATERN_5_2,
+    RADIAL,
     RATIONAL_QUADRATIC,
 )
 
@@ -60,6 +65,7 @@ FUSED_WIDTH = 256
 # product twice: beside panels by wgmma only narrow rows are worth it.
 FUSED_WIDTH_WGMMA = 64
 OLDEST = (7, 5)
+_TENSOR_CORES = (8, 0)  # that TF32 and bf16 are multiplied by
 
 _BYTES = {FLOAT32: 4, FLOAT64: 8, FLOAT16: 2, BFLOAT16: 2, TF32: 4, TF32X3: 4}
 _MOST_PANEL_BYTES = 32 << 20
@@ -91,6 +97,18 @@ class Road(NamedTuple):
     products: int
     operand: int
     panel_rows: int  # and columns, at most; a multiple of BLOCK_ROWS
+
+
+class Weights(NamedTuple):
+    """How the gradient weights of panels are stored and multiplied with points."""
+
+    stored: int  # as an operand is
+    split: bool  # they, and
+    split_points: bool  # the points, are multiplied as two terms each
+
+    def pair_bytes(self, factors: int) -> int:
+        """Of the weights of a kernel of so many factors, with the terms of one of them."""
+        return _BYTES[self.stored] * factors + (4 if self.split else 0)
 
 
 def round_up(a: int, unit: int) -> int:
@@ -169,9 +187,21 @@ def operand_of(
     return {HIGHEST: TF32X3, HIGH: TF32, MEDIUM: BFLOAT16}[setting]
 
 
-def panel_side(operand: int, l2_bytes: int, factors: int = 1) -> int:
+def weights(operand: int, setting: str, device: Device, families: Sequence[int]) -> Weights:
+    """Of the panels of a kernel whose points are multiplied as this operand."""
+    if operand == FLOAT64:
+        return Weights(FLOAT64, False, False)
+    exact = operand in (FLOAT32, TF32X3)
+    if not exact and all(GEOMETRY[family] == RADIAL for family in families):
+        return Weights(operand, False, False)
+    rounds = setting != HIGHEST and device.capability >= _TENSOR_CORES
+    half = operand in (FLOAT16, BFLOAT16)
+    return Weights(FLOAT32, half or rounds, exact and rounds)
+
+
+def panel_side(weight_bytes: int, l2_bytes: int) -> int:
     """Rows and columns of a panel, of which two thirds of the L2 cache hold all weights."""
-    room = min(_MOST_PANEL_BYTES, l2_bytes * 2 // 3) // (_BYTES[operand] * factors)
+    room = min(_MOST_PANEL_BYTES, l2_bytes * 2 // 3) // weight_bytes
     return max(int(room**0.5) // BLOCK_ROWS * BLOCK_ROWS, BLOCK_ROWS)
 
 
@@ -230,7 +260,7 @@ def road(
         return Road(SMALL, SIMT, FLOAT32, 0)
 
     products, operand = SIMT, plain
-    tensor_cores = int(code.rstrip("af")) >= 80
+    tensor_cores = int(code.rstrip("af")) >= 10 * _TENSOR_CORES[0]
     of_points = bool(needs[0] or needs[1])
     fuses = (
         FUSED in modes
@@ -239,16 +269,18 @@ def road(
         and GEOMETRY[families[0]] != COSINE_SIMILARITY
     )
     if one_factor and tensor_cores and dtype != torch.float64 and estimator != RESOLVE:
-        # Of few points a gradient may be all that rounded weights leave. What "small" has refused
-        # has float32 accuracy too, where no product of a panel rounds them after all.
-        few = n + m <= SMALL_ROWS and widths[0] <= FUSED_WIDTH and (fuses or not of_points)
+        # Of few points a gradient may be all that rounded weights leave.
+        few = n + m <= SMALL_ROWS
         ratio = max(n, m) / min(n, m)
         products = MMA
         operand = TF32X3 if few else operand_of(dtype, setting, families, weighted, ratio)
+    # There weights of fewer digits are rounded, whatever the kernel.
+    rounds = operand != TF32X3
     if (
         fuses
         and products == MMA
-        and widths[0] <= (FUSED_WIDTH_WGMMA if code == "90a" and operand != TF32X3 else FUSED_WIDTH)
+        and widths[0] <= (FUSED_WIDTH_WGMMA if code == "90a" and rounds else FUSED_WIDTH)
+        and not (rounds and GEOMETRY[families[0]] != RADIAL)
     ):
         return Road(FUSED, MMA, operand, 0)
     # Other kernels than Gaussians, and gradients of weights and of terms, keep a tile of statistics
@@ -258,7 +290,8 @@ def road(
         products, operand = SIMT, plain
     if products == MMA and code == "90a" and operand != TF32X3:
         products = CLUSTERS if of_points and not staged else WGMMA
-    side = panel_side(operand, device.l2_bytes, len(widths))
+    of_pair = weights(operand, setting, device, families).pair_bytes(len(widths))
+    side = panel_side(of_pair, device.l2_bytes)
     return Road(PANELS if of_points else VALUES, products, operand, side)
 
 
@@ -307,7 +340,7 @@ def feature_road(dtype: torch.dtype, setting: str, device: Device, width: int = 
         # Frequencies may leave the range of float16; TF32 has its digits.
         operand = TF32 if dtype == torch.float16 else operand_of(dtype, setting, (), False)
         products = WGMMA if code == "90a" and operand != TF32X3 else MMA
-    return Road(PANELS, products, operand, panel_side(operand, device.l2_bytes))
+    return Road(PANELS, products, operand, panel_side(_BYTES[operand], device.l2_bytes))
 
 
 def _parts(first: int, count: int, side: int) -> list[tuple[int, int]]:

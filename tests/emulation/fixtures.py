@@ -15,7 +15,7 @@ import torch
 from emulation.build import build
 from tolerance import threads
 
-from fastmmd.ops import _cuda
+from fastmmd.ops import _cuda, _roads
 from fastmmd.ops._roads import Device
 
 HOPPER = Device((9, 0), "80 90a", 227 << 10, 50 << 20)
@@ -53,6 +53,16 @@ class Emulator:
         return True
 
 
+def add_product(v: torch.Tensor, w: torch.Tensor, z: torch.Tensor) -> None:
+    """As a GPU does: of float32 factors TF32 is left, cut off at worst, if the setting is such."""
+    if w.dtype == torch.float32 and _roads.precision() != _roads.HIGHEST:
+        w, z = ((t.view(torch.int32) & -(1 << 13)).view(torch.float32) for t in (w, z))
+    _add_product(v, w, z)
+
+
+_add_product = _cuda.add_product
+
+
 @contextmanager
 def emulation(module: ModuleType) -> Iterator[Emulator]:
     """CPU tensors are taken for those of a Hopper GPU. Memory that nobody writes to holds NaN."""
@@ -63,6 +73,7 @@ def emulation(module: ModuleType) -> Iterator[Emulator]:
         monkeypatch.setattr(_cuda, "device_of", lambda index: HOPPER)
         monkeypatch.setattr(_cuda, "stream_of", lambda x: (0, 0))
         monkeypatch.setattr(_cuda, "serves", lambda x: True)
+        monkeypatch.setattr(_cuda, "add_product", add_product)
         yield Emulator()
     torch.use_deterministic_algorithms(before)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -59,7 +59,7 @@ def test_tolerance(
     setting: str,
     offset: float,
 ) -> None:
-    operand = _cuda._plain_operand(dtype)
+    operand = _cuda.plain_operand(dtype)
     if dtype != torch.float64 and tensor_cores(device):
         operand = _roads.operand_of(dtype, setting, (0,), False)
 
@@ -110,7 +110,7 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-LOSSES = {
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "small": lambda x, y: fm.mmd2(x[:100], y[:90]),
     "panels": lambda x, y: fm.mmd2(x, y, fm.Gaussian(3.1415)),
     "kernels": lambda x, y: fm.mmd2(x, y, fm.Gaussian("median") + 0.3 * fm.Laplacian(2.5)),
@@ -131,8 +131,8 @@ LOSSES = {
     "kernel sum": lambda x, y: fm.kernel_sum(x, y, y[:, :3]).square().mean(),
     "witness": lambda x, y: fm.witness(x, y, x[:50]).square().mean(),
     "coral": lambda x, y: fm.coral(x, y),
-    "second": lambda x, y: sum(
-        g.square().sum() for g in torch.autograd.grad(fm.mmd2(x, y), (x, y), create_graph=True)
+    "second": lambda x, y: (
+        torch.cat(torch.autograd.grad(fm.mmd2(x, y), (x, y), create_graph=True)).square().sum()
     ),
 }
 
@@ -244,9 +244,10 @@ def test_compiled_with_graphs(device: torch.device, n: int) -> None:
 def test_opcheck(device: torch.device) -> None:
     case = make_case(0, 6, 5, 4, "gaussian", "unbiased", weighted=True)
     terms = case.terms()
-    inputs = [case.x, case.y, case.x_weights, case.y_weights, terms.scales, terms.coefficients]
-    inputs = [t.detach().to(device).requires_grad_() for t in inputs if t is not None]
-    constants = [*map(list, (terms.families, terms.shapes, terms.units, terms.factors)), []]
+    tensors = (case.x, case.y, case.x_weights, case.y_weights, terms.scales, terms.coefficients)
+    inputs = [t.detach().to(device).requires_grad_() for t in tensors if t is not None]
+    of_terms = (terms.families, terms.shapes, terms.units, terms.factors)
+    constants: list[Any] = [*map(list, of_terms), []]
     constants += [case.number(), case.size(), 0]
     torch.library.opcheck(torch.ops.fastmmd.mmd2.default, (*inputs, *constants, [True] * 6))
     one = [inputs[0], case.y.to(device), None, None, *(t.detach() for t in inputs[4:])]
@@ -396,7 +397,7 @@ def test_autocast(device: torch.device, dtype: torch.dtype) -> None:
     layer = torch.nn.Linear(32, 64, device=device)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-    first = None
+    values = []
     for _ in range(5):
         optimizer.zero_grad()
         with torch.autocast("cuda", dtype=dtype):
@@ -407,11 +408,11 @@ def test_autocast(device: torch.device, dtype: torch.dtype) -> None:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        first = float(loss) if first is None else first
+        values.append(float(loss))
     assert layer.weight.grad is not None
     assert layer.weight.grad.isfinite().all()
     assert layer.weight.grad.any()
-    assert float(loss) < first
+    assert values[-1] < values[0]
 
 
 def test_autocast_changes_nothing_of_float32(device: torch.device) -> None:
