@@ -196,7 +196,11 @@ class Aligner(TransferModule):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits [n, num_classes] of n inputs."""
-        return self.classifier(self.features(inputs))
+        return self.from_features(self.features(inputs))
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """Logits [n, num_classes] of inputs that have these features [n, d]."""
+        return self.classifier(features)
 
     def layer_features(self, inputs: Inputs) -> dict[str, Tensor]:
         """The layers that are aligned, each [n, d_l], then ``"features"``, then ``"logits"``.

@@ -151,7 +151,9 @@ def collect(
 
     Args:
         module: Has ``features(inputs)`` -> [n, d] and ``forward(inputs)`` -> logits [n, C], as
-            :class:`~fastmmd.train.Aligner` and :class:`~fastmmd.train.FineTuner` have.
+            :class:`~fastmmd.train.Aligner` and :class:`~fastmmd.train.FineTuner` have. Where it has
+            ``from_features(features)`` too, as they do, that is called in place of ``forward``, so
+            that features are computed once.
         loader: Gives batches of ``(inputs, labels)``, or of inputs alone; inputs are a tensor or a
             mapping of tensors.
         device: Where to compute. Default: where the parameters of the module are.
@@ -178,6 +180,8 @@ def collect(
             " no features"
         )
     check_layers(module, layers)
+    features_of: Any = module.features
+    head = getattr(module, "from_features", None)
     first = next(module.parameters(), None)
     # As Lightning's precisions "64-true" and "16-true" do in a training.
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
@@ -190,7 +194,14 @@ def collect(
             batches += 1
             inputs, of_batch = inputs_and_labels(batch)
             inputs = as_floating(move_data_to_device(inputs, where), dtype)
-            features, outputs = features_and_outputs(module, inputs, found)
+            # A head may change in place what it is given: the last pass of what comes before it
+            # is one without.
+            if head is None:
+                outputs = module(inputs)
+                features = features_of(inputs)
+            else:
+                features = features_of(inputs)
+                outputs = head(features.clone())
             logits = _of_task(module, outputs, task)
             rows = rows_of(found, layers, len(logits))
             for name, value in {**rows, "features": features, "logits": logits}.items():
@@ -260,40 +271,6 @@ def as_floating(inputs: Any, dtype: torch.dtype | None) -> Any:
     if dtype is None or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         return inputs
     return inputs.to(dtype)
-
-
-def features_and_outputs(
-    module: nn.Module, inputs: Any, layers: dict[str, Any]
-) -> tuple[Tensor, Any]:
-    """``module.features(inputs)`` and ``module(inputs)``, in one pass where that makes both.
-
-    Args:
-        module: Has both.
-        inputs: Of a batch.
-        layers: Outputs of submodules that are kept meanwhile; they stay as the features leave them.
-    """
-    features: Any = module.features
-    found: list[Tensor] = []
-
-    def keep(*arguments: Any, **options: Any) -> Any:
-        value = features(*arguments, **options)
-        if len(arguments) == 1 and arguments[0] is inputs and not options:
-            # What follows may change them in place.
-            found[:] = [value.clone()]
-            layers.update({n: t.clone() for n, t in layers.items() if isinstance(t, Tensor)})
-        return value
-
-    own = vars(module)  # which come before methods and submodules
-    before = own.get("features")
-    own["features"] = keep
-    try:
-        outputs = module(inputs)
-    finally:
-        if before is None:
-            del own["features"]
-        else:
-            own["features"] = before
-    return found[0] if found else features(inputs), outputs
 
 
 @contextmanager

@@ -202,7 +202,11 @@ class FineTuner(TransferModule):
 
     def forward(self, inputs: Inputs) -> Any:
         """Logits [n, C] of inputs; a mapping of tasks to outputs if there are several."""
-        outputs = self._outputs(inputs)
+        return self.from_features(self.features(inputs))
+
+    def from_features(self, features: Tensor) -> Any:
+        """What ``forward`` gives of inputs that have these features [n, d]."""
+        outputs = self._of_tasks(features)
         return outputs[ONLY] if self._is_single() else outputs
 
     def set_frozen(self, stages: set[int]) -> None:
@@ -222,7 +226,7 @@ class FineTuner(TransferModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the objective of a batch, a scalar."""
         inputs, labels = labelled(batch)
-        outputs = self._outputs(inputs)
+        outputs = self._of_tasks(self.features(inputs))
         soft = {} if self.distillation is None else self.distillation(inputs, outputs)
         mixing = 0.0 if self.distillation is None else self.distillation.weight
         if labels is None and mixing < 1.0:
@@ -263,7 +267,7 @@ class FineTuner(TransferModule):
         """
         self._count_labels()
         inputs, labels = labelled(batch)
-        outputs = self._outputs(inputs)
+        outputs = self._of_tasks(self.features(inputs))
         terms = [
             task.weight * self.losses[name](outputs[name], of_task)
             for name, task in self.tasks.items()
@@ -374,8 +378,7 @@ class FineTuner(TransferModule):
             raise ValueError("labels of several tasks must be a mapping of tasks to tensors")
         return labels.get(task) if isinstance(labels, Mapping) else labels
 
-    def _outputs(self, inputs: Inputs) -> dict[str, Tensor]:
-        features = self.features(inputs)
+    def _of_tasks(self, features: Tensor) -> dict[str, Tensor]:
         return {name: head(features) for name, head in self.heads.items()}
 
     def _evaluate(self, stage: str, batch: Any, dataloader_idx: int) -> None:
@@ -389,7 +392,7 @@ class FineTuner(TransferModule):
             raise ValueError(f"{stage} needs batches of (inputs, labels); got inputs alone")
         by_task = {name: self._labels(labels, name) for name in self.tasks}
         known = {name: of_task for name, of_task in by_task.items() if of_task is not None}
-        self.measures.add(LOADERS[dataloader_idx], self._outputs(inputs), known)
+        self.measures.add(LOADERS[dataloader_idx], self._of_tasks(self.features(inputs)), known)
 
 
 def _check(value: Any, known: Iterable[str], name: str) -> None:
