@@ -241,6 +241,8 @@ def test_cosines_of_subnormal_rows(backend: Backend) -> None:
     torch.testing.assert_close(tiny, expected, rtol=1e-2, atol=0)
 
 
+# They are cut off, bit by bit, where each product is as exact as in float32.
+SUMS_OF_TENSOR_CORES = 2.0**-19
 FEW_POINTS = {
     "median": {},
     "laplacian": {"weighted": True},
@@ -253,8 +255,7 @@ FEW_POINTS = {
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
 def test_few_points(backend: Backend, setting: str, kernel: str) -> None:
     """They do not lose the digits that PyTorch is told to do without."""
-    # The sums of tensor cores are cut off, bit by bit.
-    eps = 2.0**-23 if setting == "highest" else 2.0**-19
+    eps = 2.0**-23 if setting == "highest" else SUMS_OF_TENSOR_CORES
     for n, m, d in ((7, 8, 300), (150, 37, 40)):
         made = [clustered(c, i) for i, c in enumerate(cases(n, m, d, kernel, **FEW_POINTS[kernel]))]
         with precision(setting):
@@ -623,6 +624,19 @@ def test_products_of_kernels(backend: Backend, estimator: str, dtype: torch.dtyp
         check(backend, made)
 
 
+@pytest.mark.parametrize("setting", ["high", "medium"])
+def test_products_of_kernels_of_clusters(backend: Backend, setting: str) -> None:
+    """They do not lose the digits that PyTorch is told to do without, either."""
+    names, widths = ("bank", "cosine", "laplacian"), (2, 33, 1)
+    for estimator in ("biased", "cross"):
+        made = [
+            make_product(clustered(case, i), names, widths)
+            for i, case in enumerate(cases(44, 131, 36, "bank", estimator))
+        ]
+        with precision(setting):
+            tolerance.check(made, on(backend), most=backend.most, eps=SUMS_OF_TENSOR_CORES)
+
+
 def test_weights_of_products_of_kernels(backend: Backend) -> None:
     for estimator in ("biased", "unbiased", "cross"):
         made = [
@@ -664,7 +678,7 @@ def test_batches(backend: Backend, mode: str, kernel: str) -> None:
     road = {"mode": mode}
     if mode == "fused":
         road |= {"products": MMA, "operand": TF32X3}
-    with forced(**road):
+    with precision("high"), forced(**road):
         x.requires_grad_(), y.requires_grad_()
         value = fm.mmd2(x, y, k)
         found = value, *torch.autograd.grad(value, (x, y), torch.tensor([1.0, -2, 3]).to(x))
