@@ -57,6 +57,7 @@ class Backend(Protocol):
     device: torch.device
 
     most: int  # cases that are tried, of those that differ in their seed
+    eps: float  # of a sum of exact products that PyTorch makes where it multiplies as TF32
 
     def has(self, products: int) -> bool:
         """Whether there are such products."""
@@ -241,8 +242,6 @@ def test_cosines_of_subnormal_rows(backend: Backend) -> None:
     torch.testing.assert_close(tiny, expected, rtol=1e-2, atol=0)
 
 
-# They are cut off, bit by bit, where each product is as exact as in float32.
-SUMS_OF_TENSOR_CORES = 2.0**-19
 FEW_POINTS = {
     "median": {},
     "laplacian": {"weighted": True},
@@ -255,11 +254,17 @@ FEW_POINTS = {
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])
 def test_few_points(backend: Backend, setting: str, kernel: str) -> None:
     """They do not lose the digits that PyTorch is told to do without."""
-    eps = 2.0**-23 if setting == "highest" else SUMS_OF_TENSOR_CORES
+    eps = 2.0**-23 if setting == "highest" else backend.eps
     for n, m, d in ((7, 8, 300), (150, 37, 40)):
         made = [clustered(c, i) for i, c in enumerate(cases(n, m, d, kernel, **FEW_POINTS[kernel]))]
         with precision(setting):
             tolerance.check(made, on(backend), most=backend.most, eps=eps)
+
+
+def test_panels_of_single_threads_are_exact(backend: Backend) -> None:
+    made = [clustered(c, i) for i, c in enumerate(cases(44, 131, 20, "polynomial"))]
+    with precision("high"), forced(mode="panels", products=SIMT, operand=FLOAT32):
+        tolerance.check(made, on(backend), most=backend.most, eps=backend.eps)
 
 
 @pytest.mark.parametrize(("operand", "dtype"), [(TF32, torch.float16), (BFLOAT16, torch.bfloat16)])
@@ -631,7 +636,7 @@ def test_products_of_kernels_are_exact(backend: Backend, setting: str) -> None:
     for estimator in ("biased", "cross"):
         made = [make_product(case, names, widths) for case in cases(44, 131, 45, "bank", estimator)]
         with precision(setting):
-            tolerance.check(made, on(backend), most=backend.most, eps=SUMS_OF_TENSOR_CORES)
+            tolerance.check(made, on(backend), most=backend.most, eps=backend.eps)
 
 
 def test_weights_of_products_of_kernels(backend: Backend) -> None:

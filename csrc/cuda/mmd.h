@@ -16,8 +16,8 @@
 
 namespace fastmmd::cuda {
 
-// What z and the gradient weights are stored as. tf32: float32 rounded to 10 bits; tf32x3: float32,
-// of which each product is made of three of tf32.
+// What z, and the gradient weights of distances, are stored as. tf32: float32 rounded to 10 bits;
+// tf32x3: float32, of which each product is made of three of tf32.
 enum class Operand : int {
   float32 = 0,
   float64 = 1,
@@ -73,8 +73,9 @@ struct Rows {
 
 // A rectangle of the pairwise matrix: packed rows [row, row + rows) against [column, column +
 // columns), whole blocks, each of one domain; it stands for its mirror too unless it is on the
-// diagonal. Gradient weights go to w[l], [rows, columns] of the operand's storage type, null where
-// no gradient to that factor's columns is wanted.
+// diagonal. Gradient weights go to w[l], [rows, columns], null where no gradient to that factor's
+// columns is wanted: those of distances in the operand's storage type, of inner products in float32
+// or float64, as the points are computed with.
 struct Panel {
   int64_t row, rows, column, columns;
   void* w[max_factors];

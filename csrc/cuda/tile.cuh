@@ -400,7 +400,7 @@ __global__ void __launch_bounds__(Products::threads, tile_blocks<Products, gauss
       for (int e = 0; e < elements; e += 2) {
         const T g[2] = {element(e, statistic(e)), element(e + 1, statistic(e + 1))};
         if (radial) put(e, g);
-        else
+        else if constexpr (gradient)
           for (int c = 0; c < 2; ++c) statistics[place(e + c)] = g[c];
       }
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -234,17 +234,18 @@ class _Call:
         second = _roads.round_up(n, _roads.BLOCK_ROWS)  # the first packed row of y
         native.begin()
         addresses = [of.data_ptr() for of in self.w]
-        terms = [split_tf32(z) if self.split_points else (z,) for z in self.z[:moving]]
 
         # Panels share sides and shapes: what looks at a part of a tensor takes the host its time.
         @functools.cache
         def side(row: int, rows: int) -> _Side:
-            return _Side(v, terms, widths[:moving], row, rows, second)
+            return _Side(v, self.z, widths[:moving], row, rows, second, self.split_points)
 
         @functools.cache
         def weights(rows: int, columns: int, first: int, mirror: int) -> list[_Weights]:
             return [_Weights(of, rows, columns, first, mirror, self.terms) for of in self.w]
 
+        # A panel and its mirror, and the next one of its row, multiply the same points.
+        split = functools.lru_cache(maxsize=2)(split_tf32) if self.split_points else None
         for row, rows, column, columns in pieces:
             first, other = side(row, rows), side(column, columns)
             # Off the diagonal the panel stands for its mirror.
@@ -256,9 +257,9 @@ class _Call:
             for k, w in enumerate(weights(rows, columns, first.count, mirror)):
                 w.split()
                 if first.count:
-                    add_products(first.v[k], w.rows, other.z[k])
+                    add_products(first.v[k], w.rows, other.z[k], split)
                 if mirror:
-                    add_products(other.v[k], w.columns, first.z[k])
+                    add_products(other.v[k], w.columns, first.z[k], split)
         native.finish()
 
     def _give_weights(self, road: Road, size: int) -> None:
@@ -312,22 +313,25 @@ class _Weights:
 
 
 class _Side:
-    """Terms of the packed rows of a part of one sample, by factor; rows of v that exist."""
+    """Packed rows [first, first + count) of one sample, by factor; rows of v that exist."""
 
     def __init__(
         self,
         v: Sequence[Tensor | None],
-        z: Sequence[Sequence[Tensor]],
+        z: Sequence[Tensor],
         widths: Sequence[int],
         first: int,
         count: int,
         second: int,
+        split: bool,
     ) -> None:
         domain = int(first >= second)
         of, at = v[domain], first - domain * second
+        # Slices are split one by one, so that the terms of all points do not take memory at a time.
+        step = max(_SLICE_BYTES // (count * z[0].element_size()), 1)
         self.z = [
-            [t[first : first + count, :d] for t in terms]
-            for terms, d in zip(z, widths, strict=True)
+            t[first : first + count, :d].split(step if split else d, 1)
+            for t, d in zip(z, widths, strict=False)
         ]
         ends = itertools.accumulate(widths)
         parts = [slice(end - d, end) for end, d in zip(ends, widths, strict=True)]
@@ -368,11 +372,21 @@ def split_tf32(t: Tensor) -> tuple[Tensor, Tensor]:
     return upper, t - upper
 
 
-def add_products(v: Tensor, w: Sequence[Tensor], z: Sequence[Tensor]) -> None:
-    """``v += sum(w) @ sum(z)``, without the product of two lower terms."""
-    for i, of in enumerate(w):
-        for points in z[: max(len(z) - i, 1)]:
-            add_product(v, of, points)
+def add_products(
+    v: Tensor,
+    w: Sequence[Tensor],
+    z: Sequence[Tensor],
+    split: Callable[[Tensor], Sequence[Tensor]] | None,
+) -> None:
+    """``v += sum(w) @ z``, z in slices of columns; if they are split, less two lower terms."""
+    first = 0
+    for part in z:
+        to = v if len(z) == 1 else v[:, first : first + part.shape[1]]
+        first += part.shape[1]
+        terms = (part,) if split is None else split(part)
+        for i, of in enumerate(w):
+            for points in terms[: max(len(terms) - i, 1)]:
+                add_product(to, of, points)
 
 
 def add_product(v: Tensor, w: Tensor, z: Tensor) -> None:

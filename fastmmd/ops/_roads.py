@@ -21,7 +21,8 @@ their range allows it.
 The gradient weights of a panel are rounded to the operand where the kernel is one of distances, as
 their sums, which the points are multiplied with, are then of the same numbers. Those of inner
 products and of products of kernels are not: most of a gradient may cancel. What PyTorch would round
-in their stead is split into two terms.
+in their stead is split into two terms, and so are weights and points of tiles with the accuracy of
+float32.
 
 Random features have modes of their own: ``"panels"`` of slopes, for frequencies that are given, and
 ``"transforms"``, for structured ones, which single threads make.
@@ -274,13 +275,13 @@ def road(
         ratio = max(n, m) / min(n, m)
         products = MMA
         operand = TF32X3 if few else operand_of(dtype, setting, families, weighted, ratio)
-    # There weights of fewer digits are rounded, whatever the kernel.
-    rounds = operand != TF32X3
+    # "fused" rounds weights to narrow operands, whatever the kernel.
+    narrow = operand != TF32X3
     if (
         fuses
         and products == MMA
-        and widths[0] <= (FUSED_WIDTH_WGMMA if code == "90a" and rounds else FUSED_WIDTH)
-        and not (rounds and GEOMETRY[families[0]] != RADIAL)
+        and widths[0] <= (FUSED_WIDTH_WGMMA if code == "90a" and narrow else FUSED_WIDTH)
+        and not (narrow and GEOMETRY[families[0]] != RADIAL)
     ):
         return Road(FUSED, MMA, operand, 0)
     # Other kernels than Gaussians, and gradients of weights and of terms, keep a tile of statistics
