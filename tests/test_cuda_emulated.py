@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,13 @@ from cuda_bodies import WIDE, cases, check, forced, gradients_of, on, precision
 from emulation.build import CXX
 from emulation.fixtures import Emulator, emulated_backend, emulated_module  # noqa: F401
 from tolerance import make_case
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastmmd.checks import ESTIMATORS
 from fastmmd.ops import _cuda, _mmd2, _roads
+from fastmmd.ops._roads import FLOAT32, SIMT
 
 pytestmark = pytest.mark.skipif(not shutil.which(CXX), reason="needs a C++ compiler")
 
@@ -79,11 +84,33 @@ def test_small_without_clusters(
 # --- memory --------------------------------------------------------------------------------------
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes of storages that were alive at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), options: Any = None
+    ) -> Any:
+        made = function(*args, **(options or {}))
+        for t in tree_leaves(made):
+            if isinstance(t, torch.Tensor):
+                storage = t.untyped_storage()
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
+        return made
+
+
 @pytest.fixture
-def allocated(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int, int, torch.dtype, str], int]:
-    """Bytes of all that a pass allocates, on a device that has sizes alone, for n = m and d."""
+def peak(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Bytes that a pass takes, gradients included, on a device that has sizes alone.
+
+    For n = m and d, a Gaussian or a product of one for each width.
+    """
 
     class Idle(module.Mmd2):  # type: ignore[name-defined, misc]
         def begin(self, *args: int) -> None:
@@ -91,27 +118,23 @@ def allocated(
 
         panel = pairs = finish = small = begin
 
-    sizes: list[int] = []
-
-    def empty(*args: object, **options: object) -> torch.Tensor:
-        made = allocate(*args, **options)
-        sizes.append(made.numel() * made.element_size())
-        return made
-
-    allocate = torch.empty
-    monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(_cuda, "module", lambda: SimpleNamespace(Mmd2=Idle))
     monkeypatch.setattr(_cuda, "add_product", lambda *tensors: None)
 
-    def run(n: int, d: int, dtype: torch.dtype, mode: str) -> int:
-        sizes.clear()
-        x, y = (allocate(n, d, dtype=dtype, device="meta").requires_grad_() for _ in range(2))
-        one = allocate(1, dtype=torch.float64, device="meta")
-        estimator = ESTIMATORS["linear" if mode == "pairs" else "biased"]
-        constants = ((0,), (0.0, 0.0), (0,), (0,), (), estimator, 0, 0)
-        with precision("high"), forced(mode=mode):
-            _mmd2.run((x, y, None, None, one, one), constants, (True, True, *[False] * 4))
-        return sum(sizes)
+    def run(n: int, d: int, dtype: torch.dtype, widths: Sequence[int] = (), **road: Any) -> int:
+        x, y = (torch.empty(n, d, dtype=dtype, device="meta").requires_grad_() for _ in range(2))
+        count = max(len(widths), 1)
+        scales = torch.empty(count, dtype=torch.float64, device="meta")
+        estimator = ESTIMATORS["linear" if road["mode"] == "pairs" else "biased"]
+        of_terms = [0] * count, [0.0] * 2 * count, [0] * count, list(range(count)), widths
+        torch.use_deterministic_algorithms(False)  # nothing is filled
+        with precision("high"), forced(**road), Peak() as found:
+            _mmd2.run(
+                (x, y, None, None, scales, scales),
+                (*of_terms, estimator, 0, 0),
+                (True, True, *[False] * 4),
+            )
+        return found.bytes
 
     return run
 
@@ -119,20 +142,25 @@ def allocated(
 # A GPU is asked for its peak.
 @pytest.mark.parametrize("mode", ["panels", "pairs"])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 3), (torch.bfloat16, 4.5)])
-def test_memory(
-    allocated: Callable[[int, int, torch.dtype, str], int],
-    mode: str,
-    dtype: torch.dtype,
-    most: float,
-) -> None:
+def test_memory(peak: Callable[..., int], mode: str, dtype: torch.dtype, most: float) -> None:
     n, d = 32768, 256
     inputs = 2 * n * d * dtype.itemsize
-    assert allocated(n, d, dtype, mode) <= most * inputs
+    assert peak(n, d, dtype, mode=mode) <= most * inputs
+
+
+def test_memory_where_points_are_split(peak: Callable[..., int]) -> None:
+    n, d = 32768, 256
+    for road in (
+        {"widths": (128, 128)},
+        {"products": SIMT, "operand": FLOAT32},
+    ):
+        assert peak(n, d, torch.float32, mode="panels", **road) <= 4 * 2 * n * d * 4
+    assert peak(512, 1 << 16, torch.float32, (1 << 15, 1 << 15), mode="panels") <= 4 << 28
 
 
 @pytest.mark.parametrize("d", [8, 256, 2048])
-def test_memory_of_small(allocated: Callable[[int, int, torch.dtype, str], int], d: int) -> None:
+def test_memory_of_small(peak: Callable[..., int], d: int) -> None:
     """Two copies of the rows, the gradients, and a few numbers of each row: nothing of n x m."""
     for n in (8, 128, 512):
         rows = 2 * n * d * 4
-        assert allocated(n, d, torch.float32, "small") <= 3 * rows + 64 * (2 * n + d) + 4096
+        assert peak(n, d, torch.float32, mode="small") <= 3 * rows + 64 * (2 * n + d) + 4096
