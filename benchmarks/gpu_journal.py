@@ -74,6 +74,24 @@ def context_is_lost(message: str) -> bool:
     return any(text in message for text in LOST_CONTEXT)
 
 
+def device_answers() -> bool:
+    """Whether the device still works in this process, its generator included; true without one.
+
+    What a fault is called differs between drivers, and a graph whose capture has failed leaves a
+    generator behind that serves captures alone.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.randn(1, device="cuda")
+    except Exception:
+        return False
+    return True
+
+
 def end_group(process: subprocess.Popen[Any]) -> None:
     """End a process that leads a session of its own, and its children."""
     try:

@@ -57,7 +57,9 @@ def driver() -> str:
 
 
 def nvcc() -> str | None:
-    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+    """The CUDA compiler: as it is named, on PATH, or where installers put it."""
+    usual = shutil.which("nvcc", path="/usr/local/cuda/bin")
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or usual
 
 
 def nvcc_version() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_journal import LOST, Journal, context_is_lost
+from benchmarks.gpu_journal import LOST, Journal, context_is_lost, device_answers
 
 JOURNAL = "FASTMMD_GPU_JOURNAL"  # the variable of the environment that names it
 SHARE = "FASTMMD_GPU_SHARE"  # "1/4": the second of every four tests
@@ -26,7 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ended = journal.ended()
     share, shares = map(int, os.environ.get(SHARE, "0/1").split("/"))
-    kept = [item for item in items[share::shares] if item.nodeid not in ended]
+    # Where one hangs, its like with other parameters would, too, and take all the time.
+    hung = {name.split("[")[0] for name, end in ended.items() if end["outcome"].startswith("hung")}
+    kept = [
+        item
+        for item in items[share::shares]
+        if item.nodeid not in ended and item.nodeid.split("[")[0] not in hung
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
@@ -43,7 +49,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
             outcome, message = report.outcome, str(report.longrepr)
             break
     journal.end(item.nodeid, outcome, message=message[-400:] if outcome == "failed" else "")
-    if outcome == "failed" and context_is_lost(message):
+    if outcome == "failed" and (context_is_lost(message) or not device_answers()):
         pytest.exit("the context of the device is lost", LOST)
     return result
 

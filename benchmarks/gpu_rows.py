@@ -26,7 +26,7 @@ from benchmarks.cells import Cell
 from benchmarks.gpu_accuracy import accuracy
 from benchmarks.gpu_device import Device, Lane, precision
 from benchmarks.gpu_features import features
-from benchmarks.gpu_journal import LOST, Journal, context_is_lost
+from benchmarks.gpu_journal import LOST, Journal, context_is_lost, device_answers
 from benchmarks.gpu_work import avoiding, fusing, stand_in, taken, without_clusters, work
 from benchmarks.peers import MULTIPLIERS, Objective, errors, run
 from fastmmd import reference
@@ -439,7 +439,7 @@ def run_rows(journal: Journal, rows: list[str], dry: bool) -> int:
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}"
             journal.end(name, "failed", message=message[:1000])
-            if context_is_lost(message):
+            if context_is_lost(message) or not device_answers():
                 return LOST
         else:
             journal.end(name, "passed", records=records)

@@ -229,7 +229,8 @@ def test_a_bad_row_is_one_row(backend: Backend, kernel: fm.Kernel, bad: float) -
     case = make_case(0, 30, 40, 6)
     x = case.x.clone().to(backend.device)
     x[3, 2] = bad
-    sums = fm.kernel_sum(x, case.y.to(backend.device), torch.ones(40, 1), kernel)
+    ones = torch.ones(40, 1, device=backend.device)
+    sums = fm.kernel_sum(x, case.y.to(backend.device), ones, kernel)
     assert not sums[3].isfinite().all()
     assert sums[torch.arange(30) != 3].isfinite().all()
 

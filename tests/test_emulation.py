@@ -35,11 +35,16 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return build
 
 
-def run(program: Path, *arguments: str, seed: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    program: Path, *arguments: str, seed: int = 0, timeout: float = 100
+) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"FASTMMD_EMULATION_SEED": str(seed)}
-    return subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=100, env=env
-    )
+    try:
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=timeout, env=env
+        )
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"over {timeout:.0f} s, after {(error.stdout or b'')[-400:]!r}")
 
 
 # The order of threads and blocks changes nothing.
@@ -83,5 +88,5 @@ def test_instructions_of_the_device(tmp_path: Path) -> None:
     sources = [CASES / "instructions.cu", CSRC / "cuda" / "tensor_map.cu"]
     command = ["nvcc", "-std=c++17", f"-arch={target}", f"-I{CSRC}", *map(str, sources)]
     subprocess.run([*command, "-o", str(program)], check=True)
-    done = run(program)
+    done = run(program, timeout=15)
     assert done.returncode == 0, done.stdout + done.stderr

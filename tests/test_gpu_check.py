@@ -255,6 +255,41 @@ def test_goes_on_where_the_device_is_lost(repository: Path, tmp_path: Path) -> N
     }
 
 
+def test_passes_over_the_like_of_what_hung(repository: Path, tmp_path: Path) -> None:
+    from benchmarks.gpu_journal import Journal
+
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('k', [0, 1, 2])\n"
+        "def test_many(k): pass\n"
+        "def test_many_more(): pass\n"
+    )
+    journal = Journal(tmp_path / "journal")
+    journal.end("test_it.py::test_many[1]", "hung (over 45 s)")
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu_pytest"]
+    done = subprocess.run(
+        [*command, "--rootdir", str(tmp_path), "test_it.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(repository), "FASTMMD_GPU_JOURNAL": str(journal.path)},
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    assert list(journal.ended()) == ["test_it.py::test_many[1]", "test_it.py::test_many_more"]
+
+
+def test_a_table_that_fails_is_not_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_check
+
+    def fail(results: object) -> str:
+        raise KeyError("rows")
+
+    monkeypatch.setattr(gpu_check, "markdown", fail)
+    check = gpu_check.Check(tmp_path, True, "abc123", None, "native")
+    check.write()
+    assert json.loads((tmp_path / "results.json").read_text())["commit"] == "abc123"
+    assert "KeyError" in (tmp_path / "table.md").read_text()
+
+
 # --- the report ----------------------------------------------------------------------------------
 
 

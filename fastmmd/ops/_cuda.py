@@ -407,7 +407,7 @@ def add_product(v: Tensor, w: Tensor, z: Tensor) -> None:
 
 @functools.cache
 def _adds_wider_products(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether torch adds a product of half matrices to a float32 one: since 2.8, on CUDA."""
+    """Whether torch adds a product of half matrices to a float32 one: 2.11 does, on CUDA."""
     v = torch.zeros((16, 16), dtype=torch.float32, device=device)
     w = torch.zeros((16, 16), dtype=dtype, device=device)
     try:

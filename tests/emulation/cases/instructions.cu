@@ -507,6 +507,7 @@ void test_wgmma(const char* name) {
 }  // namespace
 
 int main() {
+  std::setvbuf(stdout, nullptr, _IONBF, 0);  // what hangs is to be known
   test_exponentials();
   test_roundings();
   test_sums();
