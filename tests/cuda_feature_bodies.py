@@ -14,7 +14,7 @@ from typing import Any
 import feature_cases
 import pytest
 import torch
-from cuda_bodies import Backend, bits, precision
+from cuda_backend import Backend, bits, precision
 from feature_cases import BANK, FORMS, Case, Kind, Results, make_case, samples
 from tolerance import SEEDS, errors
 from torch import Tensor, nn

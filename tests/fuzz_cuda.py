@@ -28,17 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from cuda_bodies import (
-    FEW,
-    PLAIN,
-    Refused,
-    bits,
-    exactly,
-    forced,
-    on,
-    rounded,
-    to_operand,
-)
+from cuda_backend import FEW, PLAIN, Refused, bits, exactly, forced, on, rounded, to_operand
 from emulation.build import build
 from emulation.fixtures import emulation, load
 from tolerance import (

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from cuda_backend import cases, check, forced, gradients_of, on, precision
 from cuda_bodies import *  # noqa: F403
-from cuda_bodies import WIDE, cases, check, forced, gradients_of, on, precision
+from cuda_bodies import WIDE
+from cuda_input_bodies import *  # noqa: F403
 from emulation.build import CXX
 from emulation.fixtures import Emulator, emulated_backend, emulated_module  # noqa: F401
 from tolerance import make_case

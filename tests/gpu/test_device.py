@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tolerance
 import torch
-from cuda_bodies import forced, precision, rounded
+from cuda_backend import forced, precision, rounded
 from tolerance import Case, make_case, make_kernel, native
 from torch import Tensor
 

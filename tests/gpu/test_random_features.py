@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_bodies import precision
+from cuda_backend import precision
 from cuda_feature_bodies import *  # noqa: F403
 from torch import Tensor
 
