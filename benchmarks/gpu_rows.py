@@ -164,7 +164,10 @@ class Bench:
     def product(self, dtype: torch.dtype) -> tuple[Lane, float]:
         """A matrix product of the device's own library, and its FLOP."""
         side = TOY_ROWS if self.device.dry else GEMM
-        a, b = torch.randn(2, side, side, device=self.device.torch).to(dtype)
+        # Of its own: one that a capture has left half done would take this row along.
+        generator = torch.Generator(self.device.torch).manual_seed(0)
+        drawn = torch.randn(2, side, side, generator=generator, device=self.device.torch)
+        a, b = drawn.to(dtype)
         return partial(torch.mm, a, b), 2.0 * side**3
 
     # --- the rows --------------------------------------------------------------------------------
