@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import pytest
 import tolerance
 import torch
 from tolerance import SEEDS, WITH_AND_WITHOUT_WEIGHTS, Case, Results, make_case, native
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import fastmmd as fm
 from fastmmd.ops import _cuda, _roads
-from fastmmd.ops._roads import BFLOAT16, FLOAT16, FLOAT32, TF32, Road
+from fastmmd.ops._roads import BFLOAT16, FLOAT16, FLOAT32, MMA, TF32, Road
 
 PLAIN = [(e, w) for e, w in WITH_AND_WITHOUT_WEIGHTS if e in ("biased", "unbiased", "cross")]
 FEW = ("linear", "block", "incomplete")
@@ -108,6 +109,21 @@ def on(backend: Backend, held: Collection[str] = ()) -> Callable[[Case], Results
         return {name: t.cpu() for name, t in native(moved, held).items()}
 
     return run
+
+
+def needs(backend: Backend, products: int) -> None:
+    """Skips a test where there are no such products."""
+    if not backend.has(products):
+        pytest.skip("no such products")
+
+
+def road_of(backend: Backend, mode: str, operand: int) -> dict[str, Any]:
+    """For :func:`forced`, with "tensor cores" for panels by them, which have this operand then."""
+    if mode not in ("tensor cores", "fused"):
+        return {"mode": mode}
+    needs(backend, MMA)
+    mode = "panels" if mode == "tensor cores" else mode
+    return {"mode": mode, "products": MMA, "operand": operand}
 
 
 bits = {TF32: 11, FLOAT16: 11, BFLOAT16: 8}  # of the operands' significands, the hidden one too

@@ -18,6 +18,7 @@ from cuda_backend import (
     exactly,
     forced,
     gradients_of,
+    needs,
     on,
     precision,
 )
@@ -49,8 +50,7 @@ def test_panels_of_narrow_kernels(backend: Backend) -> None:
 @pytest.mark.parametrize("kernel", ["cosine", "polynomial", "polynomial width", "mixture"])
 def test_products_far_from_zero(backend: Backend, kernel: str, operand: int) -> None:
     """Little is left of gradients whose parts are large; least where rows point the same way."""
-    if not backend.has(MMA):
-        pytest.skip("no tensor cores")
+    needs(backend, MMA)
     estimators = ("biased", "cross")
     made = [
         cases(20, 13, 33, kernel, estimator, weighted=weighted, offset=100.0)
@@ -70,8 +70,7 @@ def test_products_far_from_zero(backend: Backend, kernel: str, operand: int) -> 
 @pytest.mark.parametrize("operand", [TF32X3, TF32])
 def test_padding_far_from_zero(backend: Backend, kernel: str, operand: int) -> None:
     """Rows of weight 0 do not take the others' digits, wherever they are and however many."""
-    if not backend.has(MMA):
-        pytest.skip("no tensor cores")
+    needs(backend, MMA)
     made = cases(40, 33, 17, kernel, weighted=True)
     for case in made:
         for samples, weights in ((case.x, case.x_weights), (case.y, case.y_weights)):
@@ -132,8 +131,7 @@ def test_inner_products_of_clusters(
     backend: Backend, kernel: str, operand: int, dtype: torch.dtype
 ) -> None:
     """Nearly all of a gradient cancels: weights are not rounded."""
-    if not backend.has(MMA):
-        pytest.skip("no tensor cores")
+    needs(backend, MMA)
     for n, m in ((8, 9), (40, 130)):
         made = [clustered(c, i, 4e-3) for i, c in enumerate(cases(n, m, 70, kernel, dtype=dtype))]
         with precision("high"), forced(mode="panels", products=MMA, operand=operand):
@@ -144,8 +142,7 @@ def test_inner_products_of_clusters(
 @pytest.mark.parametrize("mode", ["panels", "fused"])
 def test_short_rows(backend: Backend, mode: str, d: int, first: int) -> None:
     """Few products of three of TF32 hide none of their rounding from narrow Gaussians."""
-    if not backend.has(MMA):
-        pytest.skip("no tensor cores")
+    needs(backend, MMA)
     made = [make_case(seed, 17, 3, d, "wide") for seed in range(first, first + 8)]
     with forced(mode=mode, products=MMA, operand=TF32X3):
         tolerance.check(made, on(backend))
@@ -195,8 +192,7 @@ PRODUCTS = [
 def test_tensor_cores(
     backend: Backend, kernel: str, estimator: str, weighted: bool, products: int, operand: int
 ) -> None:
-    if not backend.has(products):
-        pytest.skip("no such products")
+    needs(backend, products)
     with exactly(operand), forced(mode="panels", products=products, operand=operand):
         check(backend, cases(150, 37, 40, kernel, estimator, weighted=weighted), operand)
 
@@ -206,8 +202,7 @@ def test_tensor_cores(
 @pytest.mark.parametrize(("n", "m", "d"), [(300, 130, 200), (90, 260, 97), (256, 384, 30)])
 @pytest.mark.parametrize("operand", [TF32, BFLOAT16, FLOAT16])
 def test_clusters(backend: Backend, operand: int, n: int, m: int, d: int) -> None:
-    if not backend.has(CLUSTERS):
-        pytest.skip("no such products")
+    needs(backend, CLUSTERS)
     made = cases(n, m, d, "bank")[:2]
     with precision("high"):
         with forced(mode="panels", products=CLUSTERS, operand=operand):
@@ -228,8 +223,7 @@ def test_clusters(backend: Backend, operand: int, n: int, m: int, d: int) -> Non
 def test_families_on_tensor_cores(
     backend: Backend, kernel: str, products: int, operand: int
 ) -> None:
-    if not backend.has(products):
-        pytest.skip("no such products")
+    needs(backend, products)
     with (
         exactly(operand),
         forced(mode="panels", products=products, operand=operand, panel_rows=128),
@@ -243,8 +237,7 @@ def test_families_on_tensor_cores(
 def test_fused(backend: Backend, operand: int, estimator: str, n: int, m: int, d: int) -> None:
     if estimator == "unbiased":
         n = max(n, 2)
-    if not backend.has(MMA):
-        pytest.skip("no tensor cores")
+    needs(backend, MMA)
     for kernel in ("bank",) if operand == FLOAT16 else ("mean", "energy"):
         with exactly(operand), forced(mode="fused", products=MMA, operand=operand):
             check(backend, cases(n, m, d, kernel, estimator), operand)

@@ -14,7 +14,7 @@ from typing import Any
 import feature_cases
 import pytest
 import torch
-from cuda_backend import Backend, bits, precision
+from cuda_backend import Backend, bits, needs, precision
 from feature_cases import BANK, FORMS, Case, Kind, Results, make_case, samples
 from tolerance import SEEDS, errors
 from torch import Tensor, nn
@@ -99,8 +99,7 @@ del KINDS["blocks"]
 @pytest.mark.parametrize(("products", "operand"), ROADS)
 @pytest.mark.parametrize("name", KINDS)
 def test_tolerance(backend: Backend, name: str, products: int, operand: int) -> None:
-    if not backend.has(products):
-        pytest.skip("no such products here")
+    needs(backend, products)
     form = FORMS[(len(name) + products) % 2]
     check(backend, KINDS[name], form, torch.float32, operand, products=products)
 
@@ -205,8 +204,7 @@ def test_huge_angles_stay_finite(backend: Backend, scheme: str, dtype: torch.dty
 @pytest.mark.parametrize("products", [SIMT, MMA, WGMMA])
 def test_large_angles_are_those_of_the_rounded_projection(backend: Backend, products: int) -> None:
     """Exactly representable products: the reduction of the angle is all that can err."""
-    if not backend.has(products):
-        pytest.skip("no such products here")
+    needs(backend, products)
     generator = torch.Generator().manual_seed(0)
     t = torch.randint(-1024, 1025, (40, 1), generator=generator).float()
     x = torch.cat([t, -t])  # about 0

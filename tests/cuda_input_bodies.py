@@ -19,8 +19,10 @@ from cuda_backend import (
     exactly,
     forced,
     gradients_of,
+    needs,
     on,
     precision,
+    road_of,
 )
 from tolerance import KERNELS, make_case, make_kernel, make_product
 
@@ -87,8 +89,7 @@ def test_half(backend: Backend, kernel: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
 def test_offset(backend: Backend, operand: int, estimator: str) -> None:
     products = SIMT if operand == FLOAT32 else MMA
-    if not backend.has(products):
-        pytest.skip("no such products")
+    needs(backend, products)
     for kernel in ("bank", "multiquadric"):
         made = cases(90, 101, 20, kernel, estimator, offset=100.0)
         with exactly(operand), forced(mode="panels", products=products, operand=operand):
@@ -100,8 +101,7 @@ def test_offset(backend: Backend, operand: int, estimator: str) -> None:
 def test_magnitudes(backend: Backend, operand: int, exponent: int) -> None:
     """Powers of two change the gradient by their inverse, and nothing else."""
     products = SIMT if operand == FLOAT32 else MMA
-    if not backend.has(products):
-        pytest.skip("no such products")
+    needs(backend, products)
     case = make_case(0, 50, 40, 6, fm.Gaussian("mean"))
     factor = 2.0**exponent
     scaled = replace(case, x=case.x * factor, y=case.y * factor)
@@ -211,14 +211,10 @@ def test_batches(backend: Backend, mode: str, kernel: str) -> None:
     d = 5
     if mode == "wide":
         mode, d = "small", 600
-    if mode == "fused" and not backend.has(MMA):
-        pytest.skip("no tensor cores")
+    road = road_of(backend, mode, TF32X3)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(3, n, d, generator=generator).to(backend.device) for n in (20, 31))
     k = make_kernel(kernel, d).to(backend.device)
-    road = {"mode": mode}
-    if mode == "fused":
-        road |= {"products": MMA, "operand": TF32X3}
     with precision("high"), forced(**road):
         x.requires_grad_(), y.requires_grad_()
         value = fm.mmd2(x, y, k)
@@ -256,15 +252,8 @@ def test_resolve(backend: Backend, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("mode", ["panels", "small", "tensor cores", "fused", "values"])
 @pytest.mark.parametrize("kernel", ["bank", "mean", "laplacian mean", "energy"])
 def test_equal_samples(backend: Backend, mode: str, kernel: str) -> None:
-    road: dict[str, Any] = {"mode": mode}
-    if mode in ("tensor cores", "fused"):
-        if not backend.has(MMA):
-            pytest.skip("no tensor cores")
-        road |= {"mode": "panels" if mode == "tensor cores" else mode}
-        road |= {"products": MMA, "operand": TF32X3}
-    if mode == "panels":
-        road |= {"products": SIMT, "operand": FLOAT32}
-    if mode == "values":
+    road = road_of(backend, mode, TF32X3)
+    if mode in ("panels", "values"):
         road |= {"products": SIMT, "operand": FLOAT32}
     x = make_case(0, 90, 3, 6).x.to(backend.device)
     k = make_kernel(kernel, 6).to(backend.device)
@@ -296,8 +285,7 @@ NEAR_ROADS = [
 @pytest.mark.parametrize(("mode", "products", "operand"), NEAR_ROADS)
 @pytest.mark.parametrize("kernel", ["bank", "wide", "laplacian mean", "energy"])
 def test_near_pairs(backend: Backend, kernel: str, mode: str, products: int, operand: int) -> None:
-    if not backend.has(products):
-        pytest.skip("no such products")
+    needs(backend, products)
     made = [clustered(c, seed) for seed, c in enumerate(cases(90, 40, 5, kernel))]
     with exactly(operand), forced(mode=mode, products=products, operand=operand):
         check(backend, made, operand)
@@ -328,8 +316,7 @@ def test_twins(backend: Backend, mode: str, products: int, operand: int) -> None
     """A few points of x have one in y beside them, or in the same place, whose pull is the largest
     weight times next to nothing.
     """
-    if not backend.has(products):
-        pytest.skip("no such products")
+    needs(backend, products)
     sets = [(0.0, cases(2, 131, 40, "wide", "cross"))]
     if mode != "fused":
         sets.append((5e-4, cases(46, 3, 2, "gaussian", "unbiased")))
@@ -366,12 +353,7 @@ def test_all_points_equal(backend: Backend, mode: str, kernel: str) -> None:
 @pytest.mark.parametrize("mode", ["panels", "small", "tensor cores", "fused", "pairs"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_in_nan_out(backend: Backend, mode: str, bad: float) -> None:
-    road: dict[str, Any] = {"mode": mode}
-    if mode in ("tensor cores", "fused"):
-        if not backend.has(MMA):
-            pytest.skip("no tensor cores")
-        road |= {"mode": "panels" if mode == "tensor cores" else mode}
-        road |= {"products": MMA, "operand": TF32}
+    road = road_of(backend, mode, TF32)
     case = make_case(0, 30, 40, 6)
     estimator = "linear" if mode == "pairs" else "biased"
     for kernel in (fm.Gaussian(2.0), fm.Gaussian("mean"), fm.Laplacian(1.0)):
@@ -488,12 +470,7 @@ def test_second_derivatives(backend: Backend, kernel: str, estimator: str) -> No
 
 @pytest.mark.parametrize("mode", ["small", "panels", "tensor cores", "fused"])
 def test_same_bits(backend: Backend, mode: str) -> None:
-    road: dict[str, Any] = {"mode": mode}
-    if mode in ("tensor cores", "fused"):
-        if not backend.has(MMA):
-            pytest.skip("no tensor cores")
-        road |= {"mode": "panels" if mode == "tensor cores" else mode}
-        road |= {"products": MMA, "operand": TF32}
+    road = road_of(backend, mode, TF32)
     case = make_case(0, 150, 140, 9, "mean")
     with precision("high"), forced(**road):
         runs = [on(backend)(case) for _ in range(3)]
